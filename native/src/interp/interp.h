@@ -1,0 +1,196 @@
+/*
+ * Tier 0. A decoded block is an array of struct kvs_insn; each points to its handler and handlers
+ * tail-call each other with three pinned arguments (c, i, budget). Rules for handlers:
+ *  - hot handlers make only tail calls; anything unusual goes to a NOINLINE twin op_..._slow;
+ *  - never take the address of a local in a handler: gcc would then not emit a tail call;
+ *  - commit architectural state only when nothing can fault any more;
+ *  - retired instructions are counted at branches and when leaving, from insn.since.
+ */
+#ifndef KVS_INTERP_H
+#define KVS_INTERP_H
+
+#include "../isa/isa.h"
+
+#define OPARGS struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget
+typedef int (*kvs_handler)(OPARGS);
+
+struct kvs_insn {
+    kvs_handler fn;
+    union { uint64_t imm; struct block *target; };
+    int32_t disp;        /* displacement; RIP-relative: from the page start; branches: relative target */
+    uint8_t dst, src;    /* first and second operand: register number (8-bit: byte offset into gpr),
+                            XMM/MMX/x87/segment number, or INSN_MEM */
+    uint8_t base, index; /* into gpr[] */
+    uint8_t scale;       /* shift count */
+    uint8_t seg;         /* SEG_..., with INSN_FAST: base + index + disp is the linear address */
+    uint8_t osize;       /* operand size in bits 0-3 (1, 2, 4, 8), address size in bits 4-7 (2, 4, 8) */
+    uint8_t len;
+    uint16_t off;        /* of the instruction in its page */
+    uint8_t since;       /* instructions since the last counting point: before this one; on branches
+                            and block ends: including it */
+    uint8_t flags;       /* INSN_REPE, INSN_REPNE, INSN_LOCK; low nibble: condition */
+};
+_Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line");
+
+#define INSN_FAST 0x80
+#define INSN_REPE 0x10  /* F3 */
+#define INSN_REPNE 0x20 /* F2 */
+#define INSN_LOCK 0x40
+#define INSN_FUSED 0x80 /* two instructions in one: CMP or TEST with the Jcc behind it */
+#define INSN_OSIZE(i) ((uint32_t)(i)->osize & 15)
+#define INSN_ASIZE(i) ((uint32_t)(i)->osize >> 4)
+
+#define NEXT() return i[1].fn(c, i + 1, budget)
+#define OP(name) int op_##name(OPARGS)
+
+/* Leaves the chain: sets c->cur, c->rip and c->budget according to st; returns st. */
+int leave(OPARGS, int st);
+
+/*
+ * A handler whose work is an ordinary function: OPX(name) { body; return ST_...; }
+ * The body may take addresses of locals and call anything.
+ */
+#define OPX(name)                                                                                 \
+    static NOINLINE int x_##name(OPARGS);                                                         \
+    int op_##name(OPARGS)                                                                         \
+    {                                                                                             \
+        int st = x_##name(c, i, budget);                                                          \
+        if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);                                \
+        NEXT();                                                                                   \
+    }                                                                                             \
+    static NOINLINE int x_##name(OPARGS)
+#define UNUSED_OPARGS (void)c, (void)i, (void)budget
+
+/* ---- operands ---- */
+/* Linear address when INSN_FAST, else the offset before address-size truncation. */
+static ALWAYS_INLINE uint64_t insn_ea(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    return c->gpr[i->base] + (c->gpr[i->index] << i->scale) + (uint64_t)(int64_t)i->disp;
+}
+/* Offset truncated to the address size (as LEA and string instructions see it). */
+static inline uint64_t insn_offset(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    uint64_t ea = insn_ea(c, i);
+    if (i->seg & INSN_FAST) return ea;
+    return INSN_ASIZE(i) == 8 ? ea : INSN_ASIZE(i) == 4 ? (uint32_t)ea : (uint16_t)ea;
+}
+/* Host address of a plain RAM operand, or NULL: use the slow functions. */
+static ALWAYS_INLINE uint8_t *insn_probe(const struct kvs_vcpu *c, const struct kvs_insn *i, int kind, uint32_t size)
+{
+    return LIKELY(i->seg & INSN_FAST) ? tlb_probe(c, kind, insn_ea(c, i), size) : NULL;
+}
+/* Memory operand of i through every check. ST_OK, ST_FAULT or ST_EXIT. */
+static inline int insn_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t size)
+{
+    return vread(c, i->seg, insn_offset(c, i), data, size);
+}
+static inline int insn_write(struct kvs_vcpu *c, const struct kvs_insn *i, const void *data, uint32_t size)
+{
+    return vwrite(c, i->seg, insn_offset(c, i), data, size);
+}
+static inline int insn_rmw_begin(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t size)
+{
+    return vrmw_begin(c, i->seg, insn_offset(c, i), size);
+}
+
+#define REG8(n) (((uint8_t *)c->gpr)[n])             /* n: byte offset */
+#define REG16(n) (*(uint16_t *)&c->gpr[n])
+#define REG32(n) (*(uint32_t *)&c->gpr[n])           /* read; write with SET32, which zero-extends */
+#define REG64(n) (c->gpr[n])
+#define SET32(n, v) (c->gpr[n] = (uint32_t)(v))
+
+/* Generic register access by size 1, 2, 4, 8 (size 1: byte offset). */
+static inline uint64_t reg_get(const struct kvs_vcpu *c, uint32_t n, uint32_t size)
+{
+    switch (size) {
+    case 1: return ((const uint8_t *)c->gpr)[n];
+    case 2: return (uint16_t)c->gpr[n];
+    case 4: return (uint32_t)c->gpr[n];
+    default: return c->gpr[n];
+    }
+}
+static inline void reg_set(struct kvs_vcpu *c, uint32_t n, uint32_t size, uint64_t v)
+{
+    switch (size) {
+    case 1: ((uint8_t *)c->gpr)[n] = (uint8_t)v; break;
+    case 2: *(uint16_t *)&c->gpr[n] = (uint16_t)v; break;
+    case 4: c->gpr[n] = (uint32_t)v; break;
+    default: c->gpr[n] = v; break;
+    }
+}
+/* First operand (dst) or second (src), register or memory. */
+static inline int rm_read(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t n, uint32_t size, uint64_t *v)
+{
+    *v = 0;
+    if (n == INSN_MEM) return insn_read(c, i, v, size);
+    *v = reg_get(c, n, size);
+    return ST_OK;
+}
+static inline int rm_write(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t n, uint32_t size, uint64_t v)
+{
+    if (n == INSN_MEM) return insn_write(c, i, &v, size);
+    reg_set(c, n, size, v);
+    return ST_OK;
+}
+
+/* RIP of this instruction and of the next, truncated to the code size. */
+static inline uint64_t rip_truncate(const struct kvs_vcpu *c, uint64_t rip)
+{
+    return is_code64(c) ? rip : (c->mode & MODE_SIZE) == MODE_32 ? (uint32_t)rip : (uint16_t)rip;
+}
+static inline uint64_t insn_rip(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    return rip_truncate(c, c->gpr[GPR_RIPBASE] + i->off);
+}
+/* EIP of 16-bit code may pass 0xffff only by a jump; sequential flow keeps 32 bits and meets the limit check. */
+static inline uint64_t insn_next_rip(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    uint64_t next = c->gpr[GPR_RIPBASE] + i->off + i->len;
+    return is_code64(c) ? next : (uint32_t)next;
+}
+
+/* Stack width in bytes: 8, 4 or 2. */
+static inline uint32_t stack_size(const struct kvs_vcpu *c)
+{
+    return is_code64(c) ? 8 : c->mode & MODE_STACK32 ? 4 : 2;
+}
+/* Push and pop through every check; RSP changes only on success. (op_stack.c) */
+int push(struct kvs_vcpu *c, uint64_t v, uint32_t size);
+int pop(struct kvs_vcpu *c, uint64_t *v, uint32_t size);
+void rsp_add(struct kvs_vcpu *c, int64_t delta); /* by the stack width */
+
+/* ---- blocks (block.c) ---- */
+struct block {
+    struct block *hash_next, *page_next;
+    const uint8_t *host;      /* of the first byte: the key, with mode */
+    const uint8_t *host2;     /* page of the tail of an instruction that crosses pages, or NULL */
+    struct kvs_ram *ram;
+    uint32_t mode;
+    uint16_t off;             /* of the first byte in its page */
+    uint16_t bytes;
+    uint16_t n;               /* guest instructions: upper bound of what one pass retires */
+    uint16_t dead;
+    struct kvs_insn insn[];
+};
+struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };
+#define JC_BITS 12
+#define JC_SIZE (1u << JC_BITS)
+static inline uint32_t jc_index(uint64_t la) { return (uint32_t)(la ^ (la >> JC_BITS)) & (JC_SIZE - 1); }
+
+int block_cache_create(struct kvs_vcpu *c);
+void block_cache_destroy(struct kvs_vcpu *c);
+void block_cache_flush(struct kvs_vcpu *c);
+/* Block at c->rip, decoded if need be; max: at most so many instructions, uncached (0: no bound).
+ * NULL with *st = ST_FAULT or ST_EXIT. Sets gpr[GPR_RIPBASE]. */
+struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st);
+/* Branch to c->rip from a handler: through the jump cache, or ST_LOOKUP to the run loop. */
+int op_dispatch(OPARGS);
+/* Turns a decoded instruction into kvs_insn: picks handler, fills operands. (lower.c) */
+void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t off, struct kvs_insn *out);
+
+/* Handlers that raise; used for bytes that are no instruction here. */
+OP(ud);
+OP(nm);
+OP(gp0);
+
+#endif

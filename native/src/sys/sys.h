@@ -1,0 +1,72 @@
+/* System side of the processor: delivery of events, segments, control state, MSRs, CPUID. */
+#ifndef KVS_SYS_H
+#define KVS_SYS_H
+
+#include "../mmu/mmu.h"
+
+/* ---- event delivery (exception.c) ----
+ * Return false on triple fault (the run loop makes KVS_EXIT_SHUTDOWN). A fault while delivering
+ * becomes a double fault by the contributory rules. SDM 3A "Interrupt 8-Double Fault Exception".
+ * c->rip is the RIP to push (for software interrupts: already the next one).
+ */
+bool deliver_exception(struct kvs_vcpu *c);                /* c->exc */
+bool deliver_interrupt(struct kvs_vcpu *c, uint8_t vector); /* external, NMI included */
+enum { INT_SOFT, INT_INT3, INT_INTO, INT_INT1, INT_EXTERNAL, INT_HARD_EXCEPTION, INT_NMI };
+/* The common engine: real mode, protected mode gates, task gates, long mode with IST.
+ * 0 or ST_FAULT (with the next exception pending in c->exc). */
+int interrupt_enter(struct kvs_vcpu *c, uint8_t vector, int kind, bool has_error, uint32_t error);
+
+/* ---- segments (segment.c, far.c) ---- */
+struct descriptor { uint64_t base; uint32_t limit; uint32_t attr; uint64_t la; uint32_t lo, hi; };
+/* Reads a descriptor by selector. 0, ST_FAULT, or -1: outside its table (the caller chooses the fault). */
+int descriptor_read(struct kvs_vcpu *c, uint16_t sel, struct descriptor *d);
+int load_segment(struct kvs_vcpu *c, uint32_t seg, uint16_t sel);  /* MOV Sreg, POP Sreg, LxS */
+void load_segment_real(struct kvs_vcpu *c, uint32_t seg, uint16_t sel);
+void set_cpl(struct kvs_vcpu *c, uint8_t cpl);
+/* Segment register was changed by any means: refresh gpr[GPR_FSBASE/GSBASE] and the mode. */
+void segments_changed(struct kvs_vcpu *c);
+
+/* ---- control (control.c) ---- */
+int write_cr0(struct kvs_vcpu *c, uint64_t v); /* 0 or ST_FAULT */
+int write_cr3(struct kvs_vcpu *c, uint64_t v);
+int write_cr4(struct kvs_vcpu *c, uint64_t v);
+int write_efer(struct kvs_vcpu *c, uint64_t v);
+
+/* ---- MSRs (msr.c): 0, or -1 for #GP(0). host: from the host API, which may set read-only state ---- */
+int msr_read(struct kvs_vcpu *c, uint32_t index, uint64_t *value, bool host);
+int msr_write(struct kvs_vcpu *c, uint32_t index, uint64_t value, bool host);
+int32_t msr_index_list(uint32_t *indices, uint32_t *count);
+uint64_t tsc_read(struct kvs_vcpu *c);
+
+/* ---- CPUID (cpuid.c) ---- */
+int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count);
+void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+/* Recomputes c->cpuid_features from c->cpuid; drops decoded code. */
+void cpuid_changed(struct kvs_vcpu *c);
+/* Features that decoding, CR4, EFER and MSRs depend on. */
+enum {
+    FEAT_BASE = 0, FEAT_CX8, FEAT_CMOV, FEAT_SEP, FEAT_FPU, FEAT_MMX, FEAT_FXSR, FEAT_SSE, FEAT_SSE2,
+    FEAT_SSE3, FEAT_SSSE3, FEAT_SSE41, FEAT_SSE42, FEAT_CX16, FEAT_POPCNT, FEAT_SYSCALL, FEAT_LM,
+    FEAT_LAHF64, FEAT_NX, FEAT_PGE, FEAT_PAE, FEAT_PSE, FEAT_PCID, FEAT_SMEP, FEAT_SMAP, FEAT_X2APIC,
+    FEAT_TSC, FEAT_MSR, FEAT_TSCDEADLINE, FEAT_MTRR, FEAT_PAT, FEAT_CLFLUSH, FEAT_RDTSCP, FEAT_1G,
+    FEAT_FSGSBASE, FEAT_INVPCID, FEAT_XSAVE, FEAT_MOVBE, FEAT_UMIP, FEAT_DE, FEAT_VME, FEAT_MCE,
+    FEAT_MONITOR, FEAT_PREFETCHW, FEAT_BMI1, FEAT_BMI2, FEAT_LZCNT, FEAT_RDRAND, FEAT_RDSEED, FEAT_CLFLUSHOPT,
+    FEAT_ADX, FEAT_PCLMUL, FEAT_AES, FEAT_SHA, FEAT_COUNT
+};
+static inline bool has_feature(const struct kvs_vcpu *c, int feature)
+{
+    return feature == FEAT_BASE || ((c->cpuid_features >> feature) & 1);
+}
+
+/* ---- debug (debug.c) ---- */
+/* TF, an enabled breakpoint, host single-step or tracing: one instruction at a time. */
+bool debug_stepping(struct kvs_vcpu *c);
+/* Before an instruction in stepping mode: instruction breakpoints. True: an exception or exit is ready. */
+bool debug_before(struct kvs_vcpu *c);
+/* A data or port access in the presence of breakpoints: records matches in c->pending_dbg. */
+void debug_check_access(struct kvs_vcpu *c, uint64_t la, uint32_t size, bool write);
+void debug_check_port(struct kvs_vcpu *c, uint16_t port, uint32_t size);
+/* Is a data breakpoint enabled in this page? Such a page gets no R or W tag. */
+bool debug_page_watched(const struct kvs_vcpu *c, uint64_t la);
+
+#endif
