@@ -28,7 +28,7 @@ enum pp { ANY, NP, P66, PF3, PF2, PP_COUNT };
 enum modkind { A, M, R, MODKIND_COUNT };
 
 /* Opcode maps with one row per opcode byte. */
-enum map { M1, M0F, M38, M3A, V1, V2, V3, MAP_COUNT };
+enum map { M1, L1 /* one-byte opcodes that differ in 64-bit mode */, M0F, M38, M3A, V1, V2, V3, MAP_COUNT };
 /* Groups: rows by ModRM.reg. Named by opcode. */
 enum group {
     G_NONE, G80, G81, G82, G83, G8F, GC0, GC1, GD0, GD1, GD2, GD3, GC6, GC7, GF6, GF7, GFE, GFF,
