@@ -144,6 +144,7 @@ struct decoded {
     uint8_t base, index, scale; /* GPR_... numbers; NO_INDEX for none; GPR_RIPBASE for RIP-relative */
     int64_t disp;
     bool rip_relative;
+    bool mandatory_prefix;   /* the row was found under its exact prefix, not under ANY */
     uint64_t imm;
     uint16_t imm2;           /* selector of a far pointer, ENTER's level */
     uint8_t cond;            /* low nibble of the opcode, for Jcc, SETcc, CMOVcc */
