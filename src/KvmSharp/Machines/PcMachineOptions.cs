@@ -1,0 +1,74 @@
+using KvmSharp.Boot;
+using KvmSharp.Devices;
+
+namespace KvmSharp;
+
+/// <summary>What is in a <see cref="PcMachine"/>. The machine does not dispose the backends.</summary>
+public sealed record PcMachineOptions
+{
+    /// <summary>The smallest memory that a PC has here, in bytes: 2 MiB.</summary>
+    public const ulong MinMemorySize = 2UL << 20;
+
+    /// <summary>RAM in bytes: a multiple of 4096, at least <see cref="MinMemorySize"/>. What exceeds 3 GiB lies above 4 GiB.</summary>
+    public ulong MemorySize { get; init; } = 512UL << 20;
+
+    /// <summary>The processor that the guest sees.</summary>
+    public CpuModel Cpu { get; init; } = CpuModel.Default;
+
+    /// <summary>The number of processors.</summary>
+    public int VcpuCount { get; init; } = 1;
+
+    /// <summary>What time the machine's clock tells.</summary>
+    public ClockMode Clock { get; init; } = ClockMode.Real;
+
+    /// <summary>The wall-clock time at the start; see <see cref="VirtualMachineOptions.StartTime"/>.</summary>
+    public DateTimeOffset? StartTime { get; init; }
+
+    /// <summary>
+    /// The kernel: a bzImage with a 64-bit entry point, or an ELF64 vmlinux. Without one the machine has no program yet;
+    /// load one into <see cref="PcMachine.VirtualMachine"/> before the start.
+    /// </summary>
+    public BootImage? Kernel { get; init; }
+
+    /// <summary>The initial RAM disk of the kernel.</summary>
+    public BootImage? Initrd { get; init; }
+
+    /// <summary>The kernel's command line.</summary>
+    public string CommandLine { get; init; } = "";
+
+    /// <summary>Serial ports COM1 to COM4, in this order; a <see langword="null"/> leaves one out.</summary>
+    public IReadOnlyList<ICharacterBackend?> SerialPorts { get; init; } = [];
+
+    /// <summary>Where characters written to ports 0xE9 and 0x402 go; without it the ports are not there.</summary>
+    public ICharacterBackend? DebugConsole { get; init; }
+
+    /// <summary>Whether port 0xF4 ends the machine with the status (value &lt;&lt; 1) | 1.</summary>
+    public bool IsaDebugExit { get; init; }
+
+    /// <summary>Whether the machine has a CMOS real-time clock.</summary>
+    public bool RealTimeClock { get; init; } = true;
+
+    /// <summary>Whether the machine has ACPI: tables, power management registers, power-off. A guest without it cannot switch itself off.</summary>
+    public bool Acpi { get; init; } = true;
+
+    /// <summary>Whether <see cref="PcMachine.RunAsync"/> ends at a reset instead of starting the machine anew.</summary>
+    public bool NoReboot { get; init; }
+
+    internal void Validate()
+    {
+        ArgumentNullException.ThrowIfNull(CommandLine);
+        ArgumentNullException.ThrowIfNull(SerialPorts);
+        if (MemorySize < MinMemorySize)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"A PC needs at least 2 MiB of memory, not {MemorySize} bytes.");
+        }
+        if (SerialPorts.Count > 4)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A PC has at most 4 serial ports.");
+        }
+        if (Initrd is not null && Kernel is null)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "An initial RAM disk needs a kernel.");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+using System.Text;
+using KvmSharp.Interop;
+
+namespace KvmSharp;
+
+/// <summary>
+/// The processor that a guest sees: a named set of features, changed by <c>+feature</c> and <c>-feature</c>. A guest is
+/// never offered what the execution core lacks. Immutable.
+/// </summary>
+public sealed class CpuModel
+{
+    // What every model has: it concerns the system, not programs.
+    private const string SystemFeatures =
+        "x2apic,tsc-deadline,hypervisor,pcid,smep,smap,umip,invpcid,tsc-adjust,pdpe1gb,rdtscp,invtsc,3dnowprefetch,erms,fsrm,arat," +
+        "kvmclock-old,kvm-nopiodelay,kvmclock,kvm-asyncpf,kvm-steal-time,kvm-pv-eoi,kvm-pv-unhalt,kvmclock-stable-bit";
+
+    // The levels of the x86-64 psABI, section "Machine Interface", and what every 64-bit operating system expects besides.
+    private const string V1Features =
+        "fpu,vme,de,pse,tsc,msr,pae,mce,cx8,apic,sep,mtrr,pge,mca,cmov,pat,pse36,clflush,mmx,fxsr,sse,sse2,syscall,nx,lm,cr8legacy," +
+        SystemFeatures;
+
+    private const string V2Features = V1Features + ",cx16,lahf-lm,popcnt,sse3,ssse3,sse4.1,sse4.2";
+
+    private const string Qemu64Features = V1Features + ",cx16,lahf-lm,sse3";
+
+    private static readonly CpuModel[] Models =
+    [
+        new("x86-64-v1", V1Features),
+        new("x86-64-v2", V2Features),
+        new("qemu64", Qemu64Features),
+        new("max", string.Join(',', CpuFeature.All.Select(f => f.Name))),
+    ];
+
+    private readonly HashSet<CpuFeature> _features;
+    private readonly CpuFeature[] _required; // asked for by name: missing ones are errors, not silently left out
+
+    private CpuModel(string name, string features)
+    {
+        Name = name;
+        BaseName = name;
+        _features = [.. features.Split(',').Select(CpuFeature.Find).OfType<CpuFeature>()];
+        _required = [];
+    }
+
+    private CpuModel(string name, string baseName, HashSet<CpuFeature> features, CpuFeature[] required)
+    {
+        Name = name;
+        BaseName = baseName;
+        _features = features;
+        _required = required;
+    }
+
+    /// <summary>x86-64-v2.</summary>
+    public static CpuModel Default => Models[1];
+
+    /// <summary>The names that <see cref="Parse"/> knows.</summary>
+    public static IReadOnlyList<string> ModelNames => [.. Models.Select(m => m.Name)];
+
+    /// <summary>The names of all features that <see cref="Parse"/> knows.</summary>
+    public static IReadOnlyList<string> FeatureNames => [.. CpuFeature.All.Select(f => f.Name)];
+
+    /// <summary>The names of the features that the execution core has on this host.</summary>
+    /// <exception cref="NativeLibraryException">The core cannot be loaded.</exception>
+    public static IReadOnlyList<string> SupportedFeatureNames
+    {
+        get
+        {
+            var supported = GetSupportedCpuid();
+            return [.. CpuFeature.All.Where(f => IsSupported(f, supported)).Select(f => f.Name)];
+        }
+    }
+
+    /// <summary>The model and its changes, as <see cref="Parse"/> takes them.</summary>
+    public string Name { get; }
+
+    /// <summary>The model without changes.</summary>
+    public string BaseName { get; }
+
+    /// <summary>The names of the model's features. Those that the core lacks are left out when a machine is made.</summary>
+    public IReadOnlyList<string> Features => [.. CpuFeature.All.Where(_features.Contains).Select(f => f.Name)];
+
+    /// <summary>Reads a model from text: a model's name, then changes, separated by commas: <c>x86-64-v2,+rdrand,-smap</c>.</summary>
+    /// <param name="text">The text; case does not matter.</param>
+    /// <exception cref="UnsupportedFeatureException">A name is unknown.</exception>
+    public static CpuModel Parse(string text)
+    {
+        ArgumentNullException.ThrowIfNull(text);
+        var parts = text.Split(',', StringSplitOptions.TrimEntries);
+        var model = Array.Find(Models, m => string.Equals(m.Name, parts[0], StringComparison.OrdinalIgnoreCase))
+            ?? throw new UnsupportedFeatureException(parts[0], $"There is no CPU model '{parts[0]}'; the models are {string.Join(", ", ModelNames)}.");
+        foreach (var part in parts.Skip(1))
+        {
+            model = part switch
+            {
+                ['+', .. var name] => model.With(name),
+                ['-', .. var name] => model.Without(name),
+                _ => throw new UnsupportedFeatureException(part, $"The CPU feature '{part}' must start with + or -."),
+            };
+        }
+        return model;
+    }
+
+    /// <summary>The model with one more feature.</summary>
+    /// <param name="feature">The feature's name.</param>
+    /// <exception cref="UnsupportedFeatureException">The name is unknown.</exception>
+    public CpuModel With(string feature)
+    {
+        var added = FindFeature(feature);
+        return new CpuModel($"{Name},+{added.Name}", BaseName, [.. _features, added], [.. _required.Where(f => f != added), added]);
+    }
+
+    /// <summary>The model without a feature.</summary>
+    /// <param name="feature">The feature's name.</param>
+    /// <exception cref="UnsupportedFeatureException">The name is unknown.</exception>
+    public CpuModel Without(string feature)
+    {
+        var removed = FindFeature(feature);
+        return new CpuModel($"{Name},-{removed.Name}", BaseName, [.. _features.Where(f => f != removed)], [.. _required.Where(f => f != removed)]);
+    }
+
+    /// <summary>The CPUID leaves of a vCPU: those of the execution core, less what the model does not have.</summary>
+    /// <param name="vcpuIndex">The vCPU, which is its APIC id too.</param>
+    /// <param name="vcpuCount">The number of vCPUs in the machine.</param>
+    /// <exception cref="UnsupportedFeatureException">The core lacks a feature that was asked for with +.</exception>
+    /// <exception cref="NativeLibraryException">The core cannot be loaded.</exception>
+    public IReadOnlyList<CpuidEntry> BuildCpuid(int vcpuIndex, int vcpuCount)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(vcpuIndex);
+        ArgumentOutOfRangeException.ThrowIfLessThanOrEqual(vcpuCount, vcpuIndex);
+        return Restrict(GetSupportedCpuid(), vcpuIndex, vcpuCount);
+    }
+
+    /// <inheritdoc/>
+    public override string ToString() => Name;
+
+    internal IReadOnlyList<CpuidEntry> Restrict(IReadOnlyList<CpuidEntry> supported, int vcpuIndex, int vcpuCount)
+    {
+        if (Array.Find(_required, f => !IsSupported(f, supported)) is { } missing)
+        {
+            throw new UnsupportedFeatureException(missing.Name, $"The CPU feature '{missing.Name}' is not supported.");
+        }
+        var leaves = supported.ToArray();
+        foreach (ref var leaf in leaves.AsSpan())
+        {
+            Mask(ref leaf);
+            switch (leaf.Function)
+            {
+                case 1:
+                    leaf.Ebx = (leaf.Ebx & 0x0000_ffff) | ((uint)vcpuCount << 16) | ((uint)vcpuIndex << 24);
+                    break;
+                case 0xb:
+                    leaf.Edx = (uint)vcpuIndex;
+                    break;
+                case >= 0x8000_0002 and <= 0x8000_0004:
+                    SetBrand(ref leaf);
+                    break;
+            }
+        }
+        return leaves;
+    }
+
+    private static CpuidEntry[] GetSupportedCpuid() => SupportedCpuid.Get();
+
+    private static bool IsSupported(CpuFeature feature, IReadOnlyList<CpuidEntry> supported) => supported.Any(e => feature.IsIn(e));
+
+    private static CpuFeature FindFeature(string name) =>
+        CpuFeature.Find(name) ?? throw new UnsupportedFeatureException(name, $"There is no CPU feature '{name}'.");
+
+    // Bits without a name in the table stay as the core gives them: they are no features but values.
+    private void Mask(ref CpuidEntry leaf)
+    {
+        foreach (var feature in CpuFeature.All)
+        {
+            if (_features.Contains(feature) || !feature.IsIn(leaf))
+            {
+                continue;
+            }
+            var mask = ~(1u << feature.Bit);
+            switch (feature.Register)
+            {
+                case CpuidRegister.Eax:
+                    leaf.Eax &= mask;
+                    break;
+                case CpuidRegister.Ebx:
+                    leaf.Ebx &= mask;
+                    break;
+                case CpuidRegister.Ecx:
+                    leaf.Ecx &= mask;
+                    break;
+                default:
+                    leaf.Edx &= mask;
+                    break;
+            }
+        }
+        // An AMD processor repeats these bits of leaf 1 (APM 3 "CPUID Fn8000_0001_EDX").
+        if (leaf.Function == 0x8000_0001)
+        {
+            foreach (var feature in CpuFeature.All)
+            {
+                if (feature is { Leaf: 1, Register: CpuidRegister.Edx, Bit: <= 9 or (>= 12 and <= 17) or 23 or 24 } && !_features.Contains(feature))
+                {
+                    leaf.Edx &= ~(1u << feature.Bit);
+                }
+            }
+        }
+    }
+
+    private void SetBrand(ref CpuidEntry leaf)
+    {
+        var text = new byte[48];
+        Encoding.ASCII.GetBytes($"KvmSharp {BaseName} processor", text);
+        var part = text.AsSpan((int)(leaf.Function - 0x8000_0002) * 16);
+        leaf.Eax = BitConverter.ToUInt32(part);
+        leaf.Ebx = BitConverter.ToUInt32(part[4..]);
+        leaf.Ecx = BitConverter.ToUInt32(part[8..]);
+        leaf.Edx = BitConverter.ToUInt32(part[12..]);
+    }
+}
