@@ -11,6 +11,7 @@
 struct lapic;
 struct block;
 struct block_cache;
+struct memslot;
 struct kvs_insn;
 
 /*
@@ -45,6 +46,8 @@ struct tlb_log { uint32_t count; uint16_t index[TLB_LOG_SIZE]; }; /* count > siz
 struct tlb_class {
     struct tlb_entry e[TLB_KINDS][TLB_SIZE];
     struct tlb_log log[TLB_KINDS][2]; /* [1]: global pages, kept by MOV to CR3 */
+    /* Filters: which 4 MiB and 1 GiB regions may hold pieces of large pages, which INVLPG must drop whole. */
+    uint64_t large[64], huge;
 };
 
 /* Key of decoded code: everything that decoding and the choice of handlers depend on. */
@@ -102,11 +105,21 @@ struct replay_entry { uint64_t addr; uint64_t data; uint8_t size; uint8_t is_por
 struct mmio_write { uint64_t gpa; uint64_t data; uint8_t size; };
 #define MMIO_WRITES_MAX 80
 
-/* A read-modify-write operand between vrmw_begin and vrmw_end. */
-struct rmw {
-    uint8_t *host;      /* write through here, or NULL: the value is in data */
+/* The piece of a memory operand inside one page, translated. */
+struct mem_part {
+    uint8_t *host;        /* of the first byte, or NULL: no memory there */
+    struct memslot *slot; /* NULL also when a TLB tag said that host is plain RAM */
+    uint64_t gpa;         /* unknown (0) when a tag gave host */
     uint64_t la;
     uint32_t size;
+};
+
+/* A read-modify-write operand between vrmw_begin and vrmw_end. */
+struct rmw {
+    uint8_t *host;      /* LOCKed: operate here with a host atomic; NULL: the value is in data */
+    uint64_t la;
+    uint32_t size, part_count;
+    struct mem_part part[2];
     _Alignas(16) uint8_t data[16];
 };
 
@@ -162,6 +175,7 @@ struct kvs_vcpu {
     uint32_t write_count, write_pos;
     bool write_exited;       /* the exit in the run block is writes[write_pos] */
     struct rmw rmw;
+    uint32_t waits;          /* counts tlb_catch_up: translated pieces from before are stale */
     /* ---- decoded code ---- */
     struct block_cache *blocks;
     bool code_modified;      /* a store hit decoded code: leave after this instruction */

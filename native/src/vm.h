@@ -61,7 +61,12 @@ struct memslot *memslot_find(struct kvs_vm *vm, uint64_t gpa); /* NULL: no memor
 uint8_t *gpa_to_host(struct kvs_vm *vm, uint64_t gpa, uint64_t *left, struct memslot **slot);
 void memslot_mark_dirty(struct memslot *s, uint64_t gpa, uint64_t length);
 int memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, struct kvs_ram *ram, uint64_t ram_offset);
-void memslots_free(struct kvs_vm *vm);
+void memslots_free(struct kvs_vm *vm);  /* the last user is gone: slots and the doorbell table */
+
+/* ---- doorbell.c ---- */
+void doorbells_free(struct kvs_vm *vm);
+/* A write by a vCPU in guest code: true when a doorbell took it. */
+bool doorbell_write(struct kvs_vm *vm, bool is_port, uint64_t addr, uint32_t size, uint64_t value);
 
 /* ---- vm.c: stop the world ---- */
 /* Returns when no vCPU but `self` (may be NULL) is in guest code; vm_sync_end lets them go on. */

@@ -22,6 +22,14 @@ void tlb_flush_writes(struct kvs_vcpu *c);     /* every W tag */
 /* Drops W tags of this vCPU that lead to the host page (its RAM is about to be marked as code). */
 void tlb_deny_write(struct kvs_vcpu *c, const uint8_t *host_page);
 void tlb_insert(struct kvs_vcpu *c, int kind, uint64_t la, const uint8_t *host, bool global);
+void tlb_insert_class(struct kvs_vcpu *c, struct tlb_class *k, int kind, uint64_t la, const uint8_t *host, bool global);
+/* la was filled from a mapping of 1 << page_bits bytes. */
+void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits);
+/*
+ * After this vCPU has waited inside an instruction (vm_sync_begin with itself as the initiator):
+ * others may have changed slots meanwhile, and their flush requests are due before the next access.
+ */
+void tlb_catch_up(struct kvs_vcpu *c);
 /* Every block reached by linear address must be looked up anew. O(1). */
 static inline void jc_flush(struct kvs_vcpu *c) { c->jc_key += 1 << 16; }
 
