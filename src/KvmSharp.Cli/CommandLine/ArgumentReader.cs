@@ -3,8 +3,8 @@ namespace KvmSharp.Cli.CommandLine;
 /// <summary>Walks command-line arguments; accepts both <c>--name value</c> and <c>--name=value</c>.</summary>
 internal sealed class ArgumentReader(IReadOnlyList<string> arguments)
 {
-    private int position;
-    private string? attachedValue;
+    private int _position;
+    private string? _attachedValue;
 
     public string Current { get; private set; } = "";
 
@@ -12,21 +12,21 @@ internal sealed class ArgumentReader(IReadOnlyList<string> arguments)
 
     public bool MoveNext()
     {
-        if (attachedValue is not null)
+        if (_attachedValue is not null)
         {
             throw new CliException($"{Current} takes no value", ExitStatus.Usage);
         }
 
-        if (position >= arguments.Count)
+        if (_position >= arguments.Count)
         {
             return false;
         }
 
-        Current = arguments[position++];
+        Current = arguments[_position++];
         int equals = Current.StartsWith("--", StringComparison.Ordinal) ? Current.IndexOf('=') : -1;
         if (equals > 0)
         {
-            attachedValue = Current[(equals + 1)..];
+            _attachedValue = Current[(equals + 1)..];
             Current = Current[..equals];
         }
 
@@ -35,18 +35,18 @@ internal sealed class ArgumentReader(IReadOnlyList<string> arguments)
 
     public string Value(string description)
     {
-        if (attachedValue is { } attached)
+        if (_attachedValue is { } attached)
         {
-            attachedValue = null;
+            _attachedValue = null;
             return attached;
         }
 
-        if (position >= arguments.Count)
+        if (_position >= arguments.Count)
         {
             throw new CliException($"{Current} needs {description}", ExitStatus.Usage);
         }
 
-        return arguments[position++];
+        return arguments[_position++];
     }
 
     public string NonEmptyValue(string description)

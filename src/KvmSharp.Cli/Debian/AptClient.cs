@@ -14,7 +14,7 @@ internal sealed record AptPackage(string Name, string Version, long Size, IReadO
 /// </summary>
 internal sealed class AptClient(string stateDirectory, IProgressSink progress)
 {
-    private bool privateState;
+    private bool _privateState;
 
     /// <summary>Switches to private package lists and fetches them.</summary>
     public async Task UsePrivateListsAsync(CancellationToken cancellation)
@@ -24,7 +24,7 @@ internal sealed class AptClient(string stateDirectory, IProgressSink progress)
             Directory.CreateDirectory(Path.Combine(stateDirectory, directory));
         }
 
-        privateState = true;
+        _privateState = true;
         progress.Step("fetching package lists");
         HostTool.Result result = await RunAsync("apt-get", ["update"], null, cancellation).ConfigureAwait(false);
         if (!result.Succeeded)
@@ -33,7 +33,7 @@ internal sealed class AptClient(string stateDirectory, IProgressSink progress)
         }
     }
 
-    public bool HasPrivateLists => privateState;
+    public bool HasPrivateLists => _privateState;
 
     /// <summary>The candidate version of a package, or <see langword="null"/> if apt does not know it.</summary>
     public async Task<AptPackage?> FindAsync(string name, CancellationToken cancellation)
@@ -113,7 +113,7 @@ internal sealed class AptClient(string stateDirectory, IProgressSink progress)
             "-o", "Acquire::http::Timeout=30",
             "-o", "Acquire::https::Timeout=30",
         ];
-        if (privateState)
+        if (_privateState)
         {
             options.AddRange(
             [

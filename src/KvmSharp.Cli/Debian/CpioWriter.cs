@@ -15,8 +15,8 @@ internal sealed class CpioWriter(Stream output)
     private const uint SymbolicLinkType = 0xa000;
     private const string TrailerName = "TRAILER!!!";
 
-    private uint nextInode = 1;
-    private long written;
+    private uint _nextInode = 1;
+    private long _written;
 
     public void AddDirectory(string path, uint permissions = 0x1ed) =>
         WriteEntry(path, DirectoryType | permissions, [], links: 2);
@@ -35,7 +35,7 @@ internal sealed class CpioWriter(Stream output)
     /// <summary>Writes the end marker; nothing can be added afterwards.</summary>
     public void Finish()
     {
-        nextInode = 0;
+        _nextInode = 0;
         WriteEntry(TrailerName, 0, []);
         Pad(512);
     }
@@ -44,8 +44,8 @@ internal sealed class CpioWriter(Stream output)
         string path, uint mode, ReadOnlySpan<byte> content, uint links = 1, uint deviceMajor = 0, uint deviceMinor = 0)
     {
         byte[] name = Encoding.UTF8.GetBytes(path + "\0");
-        uint inode = nextInode;
-        nextInode++;
+        uint inode = _nextInode;
+        _nextInode++;
         ReadOnlySpan<uint> fields =
         [
             inode, mode, 0, 0, links, 0, checked((uint)content.Length), 0, 0, deviceMajor, deviceMinor,
@@ -68,12 +68,12 @@ internal sealed class CpioWriter(Stream output)
     private void Write(ReadOnlySpan<byte> bytes)
     {
         output.Write(bytes);
-        written += bytes.Length;
+        _written += bytes.Length;
     }
 
     private void Pad(int alignment)
     {
-        int padding = (int)(-written & (alignment - 1));
+        int padding = (int)(-_written & (alignment - 1));
         if (padding != 0)
         {
             Write(new byte[padding]);

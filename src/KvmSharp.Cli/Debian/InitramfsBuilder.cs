@@ -34,7 +34,7 @@ internal static class InitramfsBuilder
 
         """;
 
-    private static readonly string[] Directories =
+    private static readonly string[] _directories =
         ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "usr/share", "var"];
 
     /// <summary>The compressed archive; equal input gives equal bytes.</summary>
@@ -46,7 +46,7 @@ internal static class InitramfsBuilder
         using (var gzip = new GZipStream(compressed, CompressionLevel.Optimal, leaveOpen: true))
         {
             var archive = new CpioWriter(gzip);
-            foreach (string directory in Directories)
+            foreach (string directory in _directories)
             {
                 archive.AddDirectory(directory);
             }

@@ -19,9 +19,9 @@ internal interface IProgressSink
 /// <summary>One line on a terminal that is rewritten in place; plain lines per step elsewhere.</summary>
 internal sealed class ProgressLine(TextWriter writer, bool isTerminal) : IProgressSink
 {
-    private readonly Stopwatch sinceStart = Stopwatch.StartNew();
-    private int shownWidth;
-    private string lastStep = "";
+    private readonly Stopwatch _sinceStart = Stopwatch.StartNew();
+    private int _shownWidth;
+    private string _lastStep = "";
 
     public void Step(string what)
     {
@@ -29,12 +29,12 @@ internal sealed class ProgressLine(TextWriter writer, bool isTerminal) : IProgre
         {
             Show(what);
         }
-        else if (what != lastStep)
+        else if (what != _lastStep)
         {
             writer.WriteLine(string.Create(CultureInfo.InvariantCulture, $"kvmsharp: {what}"));
         }
 
-        lastStep = what;
+        _lastStep = what;
     }
 
     public void Advance(string what, long done, long total)
@@ -50,22 +50,22 @@ internal sealed class ProgressLine(TextWriter writer, bool isTerminal) : IProgre
         }
         else
         {
-            Show(string.Create(CultureInfo.InvariantCulture, $"{what}  {sinceStart.Elapsed.TotalSeconds:F0} s"));
+            Show(string.Create(CultureInfo.InvariantCulture, $"{what}  {_sinceStart.Elapsed.TotalSeconds:F0} s"));
         }
     }
 
     public void Clear()
     {
-        if (isTerminal && shownWidth > 0)
+        if (isTerminal && _shownWidth > 0)
         {
-            writer.Write("\r" + new string(' ', shownWidth) + "\r");
-            shownWidth = 0;
+            writer.Write("\r" + new string(' ', _shownWidth) + "\r");
+            _shownWidth = 0;
         }
     }
 
     private void Show(string text)
     {
-        writer.Write("\r" + text.PadRight(shownWidth));
-        shownWidth = text.Length;
+        writer.Write("\r" + text.PadRight(_shownWidth));
+        _shownWidth = text.Length;
     }
 }

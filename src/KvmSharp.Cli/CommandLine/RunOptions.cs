@@ -1,0 +1,65 @@
+namespace KvmSharp.Cli.CommandLine;
+
+internal enum SerialTarget
+{
+    Stdio,
+    File,
+    Off,
+}
+
+internal enum TraceTarget
+{
+    Off,
+    StandardError,
+    File,
+}
+
+/// <summary>One <c>--device NAME,key=value...</c>.</summary>
+internal sealed record DeviceArgument(string Name, IReadOnlyDictionary<string, string> Properties);
+
+/// <summary>What <c>kvmsharp run</c> was asked for; checked for form, not against the host.</summary>
+internal sealed record RunOptions
+{
+    public const long DefaultMemory = 512L << 20;
+
+    /// <summary>The name after <c>run</c> (<c>debian</c>), if any.</summary>
+    public string? Guest { get; init; }
+
+    public string? Kernel { get; init; }
+
+    public string? Initrd { get; init; }
+
+    public string? Append { get; init; }
+
+    public long Memory { get; init; } = DefaultMemory;
+
+    /// <summary>A CPU model and its +feature and -feature changes, or the default model.</summary>
+    public string? Cpu { get; init; }
+
+    public SerialTarget Serial { get; init; } = SerialTarget.Stdio;
+
+    public string? SerialFile { get; init; }
+
+    public string? DebugconFile { get; init; }
+
+    public ushort? DebugExitPort { get; init; }
+
+    public bool VirtualClock { get; init; }
+
+    public bool NoReboot { get; init; }
+
+    public bool Json { get; init; }
+
+    public TraceTarget Trace { get; init; }
+
+    public string? TraceFile { get; init; }
+
+    public bool TraceRegisters { get; init; }
+
+    /// <summary>Instructions to trace before tracing stops and the guest goes on untraced.</summary>
+    public ulong TraceCount { get; init; } = ulong.MaxValue;
+
+    public Debian.DebianFlavor Flavor { get; init; }
+
+    public bool Refresh { get; init; }
+}

@@ -1,0 +1,208 @@
+using System.Globalization;
+using KvmSharp.Cli.Debian;
+
+namespace KvmSharp.Cli.CommandLine;
+
+/// <summary>Turns the arguments of <c>kvmsharp run</c> into <see cref="RunOptions"/>, or says what is wrong.</summary>
+internal static class RunOptionsParser
+{
+    private const string DebianGuest = "debian";
+    private const string DebugExitDevice = "isa-debug-exit";
+    private const ushort DefaultDebugExitPort = 0xf4;
+
+    private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
+    private static readonly string[] _notForDebian = ["--kernel", "--initrd"];
+
+    public static RunOptions Parse(IReadOnlyList<string> arguments)
+    {
+        var options = new RunOptions();
+        var seen = new HashSet<string>();
+        var reader = new ArgumentReader(arguments);
+        while (reader.MoveNext())
+        {
+            if (reader.IsOption && reader.Current != "--device" && !seen.Add(reader.Current))
+            {
+                throw Usage($"{reader.Current} is given twice");
+            }
+
+            options = ParseOne(options, reader);
+        }
+
+        Check(options, seen);
+        return options;
+    }
+
+    private static RunOptions ParseOne(RunOptions options, ArgumentReader reader) => reader.Current switch
+    {
+        "--kernel" => options with { Kernel = reader.NonEmptyValue("a file") },
+        "--initrd" => options with { Initrd = reader.NonEmptyValue("a file") },
+        "--append" => options with { Append = reader.Value("a kernel command line") },
+        "--cpus" => CheckCpus(options, reader.NonEmptyValue("a number")),
+        "--memory" => options with { Memory = MemorySize.Parse("--memory", reader.NonEmptyValue("a size such as 512M")) },
+        "--cpu" => options with { Cpu = reader.NonEmptyValue("a model such as x86-64-v2") },
+        "--serial" => ParseSerial(options, reader.NonEmptyValue("stdio, file=F or off")),
+        "--debugcon" => options with { DebugconFile = reader.NonEmptyValue("a file") },
+        "--device" => ParseDevice(options, reader.NonEmptyValue("a device name")),
+        "--clock" => ParseClock(options, reader.NonEmptyValue("real or virtual")),
+        "--engine" => CheckEngine(options, reader.NonEmptyValue("auto or interpreter")),
+        "--no-reboot" => options with { NoReboot = true },
+        "--trace" => ParseTrace(options, reader.NonEmptyValue("stderr or a file")),
+        "--json" => options with { Json = true },
+        "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud or generic")),
+        "--refresh" => options with { Refresh = true },
+        "--firmware" or "--disk" or "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
+        _ when reader.IsOption => throw reader.Unknown(),
+        _ => ParseGuest(options, reader.Current),
+    };
+
+    private static RunOptions ParseGuest(RunOptions options, string name) => name switch
+    {
+        _ when options.Guest is not null => throw Usage($"unexpected argument '{name}' after '{options.Guest}'"),
+        DebianGuest => options with { Guest = name },
+        _ => throw Usage($"unknown guest '{name}' (there is 'debian'; for a kernel file use --kernel)"),
+    };
+
+    private static RunOptions CheckCpus(RunOptions options, string text)
+    {
+        if (!int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out int count) || count < 1)
+        {
+            throw Usage($"--cpus: '{text}' is not a number of processors");
+        }
+
+        return count == 1 ? options : throw Usage($"--cpus {count}: this version runs one processor per machine");
+    }
+
+    private static RunOptions ParseSerial(RunOptions options, string text) => text switch
+    {
+        "stdio" => options with { Serial = SerialTarget.Stdio },
+        "off" => options with { Serial = SerialTarget.Off },
+        _ when text.StartsWith("file=", StringComparison.Ordinal) && text.Length > 5 =>
+            options with { Serial = SerialTarget.File, SerialFile = text[5..] },
+        _ => throw Usage($"--serial: '{text}' is none of stdio, file=F, off"),
+    };
+
+    private static RunOptions ParseClock(RunOptions options, string text) => text switch
+    {
+        "real" => options with { VirtualClock = false },
+        "virtual" => options with { VirtualClock = true },
+        _ => throw Usage($"--clock: '{text}' is neither real nor virtual"),
+    };
+
+    private static RunOptions CheckEngine(RunOptions options, string text) => text switch
+    {
+        "auto" or "interpreter" => options,
+        "jit" => throw Usage("--engine jit: this version has no JIT; use auto or interpreter"),
+        _ => throw Usage($"--engine: '{text}' is none of auto, interpreter, jit"),
+    };
+
+    private static RunOptions ParseFlavor(RunOptions options, string text) => text switch
+    {
+        "cloud" => options with { Flavor = DebianFlavor.Cloud },
+        "generic" => options with { Flavor = DebianFlavor.Generic },
+        _ => throw Usage($"--flavor: '{text}' is neither cloud nor generic"),
+    };
+
+    private static RunOptions ParseTrace(RunOptions options, string text)
+    {
+        string[] parts = text.Split(',');
+        foreach (string part in parts.Skip(1))
+        {
+            if (part == "regs")
+            {
+                options = options with { TraceRegisters = true };
+            }
+            else if (part.StartsWith("count=", StringComparison.Ordinal)
+                && ulong.TryParse(part.AsSpan(6), NumberStyles.None, CultureInfo.InvariantCulture, out ulong count) && count > 0)
+            {
+                options = options with { TraceCount = count };
+            }
+            else
+            {
+                throw Usage($"--trace: '{part}' is neither regs nor count=N");
+            }
+        }
+
+        return parts[0] switch
+        {
+            "" => throw Usage("--trace needs stderr or a file"),
+            "stderr" => options with { Trace = TraceTarget.StandardError },
+            _ => options with { Trace = TraceTarget.File, TraceFile = parts[0] },
+        };
+    }
+
+    private static RunOptions ParseDevice(RunOptions options, string text)
+    {
+        DeviceArgument device = SplitDevice(text);
+        if (device.Name != DebugExitDevice)
+        {
+            throw Usage($"--device: unknown device '{device.Name}' (there is {DebugExitDevice})");
+        }
+
+        if (options.DebugExitPort is not null)
+        {
+            throw Usage($"--device {DebugExitDevice} is given twice");
+        }
+
+        ushort port = DefaultDebugExitPort;
+        foreach ((string key, string value) in device.Properties)
+        {
+            port = key == "iobase" ? ParsePort(value) : throw Usage($"--device {device.Name}: unknown property '{key}' (there is iobase)");
+        }
+
+        return options with { DebugExitPort = port };
+    }
+
+    private static DeviceArgument SplitDevice(string text)
+    {
+        string[] parts = text.Split(',');
+        var properties = new Dictionary<string, string>();
+        foreach (string part in parts.Skip(1))
+        {
+            int equals = part.IndexOf('=');
+            if (equals <= 0 || equals == part.Length - 1)
+            {
+                throw Usage($"--device {parts[0]}: '{part}' is not of the form key=value");
+            }
+
+            if (!properties.TryAdd(part[..equals], part[(equals + 1)..]))
+            {
+                throw Usage($"--device {parts[0]}: {part[..equals]} is given twice");
+            }
+        }
+
+        return new DeviceArgument(parts[0], properties);
+    }
+
+    private static ushort ParsePort(string text)
+    {
+        bool valid = text.StartsWith("0x", StringComparison.OrdinalIgnoreCase)
+            ? ushort.TryParse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out ushort port)
+            : ushort.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out port);
+        return valid && port <= 0xfffc ? port : throw Usage($"'{text}' is not an I/O port (examples: 0xf4, 1281)");
+    }
+
+    private static void Check(RunOptions options, HashSet<string> seen)
+    {
+        if (options.Guest == DebianGuest)
+        {
+            if (_notForDebian.FirstOrDefault(seen.Contains) is { } excluded)
+            {
+                throw Usage($"{excluded} does not go with 'run debian', which brings its own");
+            }
+
+            return;
+        }
+
+        if (_onlyForDebian.FirstOrDefault(seen.Contains) is { } debianOnly)
+        {
+            throw Usage($"{debianOnly} goes with 'run debian' only");
+        }
+
+        if (options.Kernel is null && (options.Initrd is not null || options.Append is not null))
+        {
+            throw Usage($"{(options.Initrd is not null ? "--initrd" : "--append")} needs --kernel");
+        }
+    }
+
+    private static CliException Usage(string message) => new(message, ExitStatus.Usage);
+}

@@ -1,0 +1,69 @@
+using KvmSharp.Cli.CommandLine;
+using Microsoft.Win32.SafeHandles;
+
+namespace KvmSharp.Cli.Terminal;
+
+/// <summary>The process's standard input and output as plain byte streams, without line editing.</summary>
+internal static class StandardStreams
+{
+    private const int CloseOnExec = 0x80000; // O_CLOEXEC of Linux on x86-64
+
+    public static Stream OpenInput()
+    {
+        if (IsClosed(0))
+        {
+            throw new CliException("standard input is closed (give it </dev/null, or use --serial off or --serial file=F)");
+        }
+
+        return Open(0, FileAccess.Read);
+    }
+
+    public static Stream OpenOutput()
+    {
+        if (IsClosed(1))
+        {
+            throw new CliException("standard output is closed");
+        }
+
+        return Open(1, FileAccess.Write);
+    }
+
+    private static FileStream Open(int descriptor, FileAccess access)
+    {
+        try
+        {
+            return new FileStream(new SafeFileHandle(descriptor, ownsHandle: false), access, bufferSize: 0);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or ArgumentException)
+        {
+            throw new CliException(
+                $"standard {(descriptor == 0 ? "input" : "output")} cannot be used: {exception.Message}", exception);
+        }
+    }
+
+    // A descriptor that was closed when the process started is soon taken by a file of the runtime
+    // itself. Those are all opened close-on-exec, and an inherited descriptor never has that flag.
+    private static bool IsClosed(int descriptor)
+    {
+        try
+        {
+            foreach (string line in File.ReadLines($"/proc/self/fdinfo/{descriptor}"))
+            {
+                if (line.StartsWith("flags:", StringComparison.Ordinal))
+                {
+                    return (Convert.ToInt64(line[6..].Trim(), 8) & CloseOnExec) != 0;
+                }
+            }
+
+            return false;
+        }
+        catch (FileNotFoundException)
+        {
+            return true;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or FormatException)
+        {
+            return false; // no /proc: nothing can be said
+        }
+    }
+}
