@@ -73,8 +73,7 @@ static uint64_t run_alu(uint64_t rounds, uint8_t *arena)
             d ^= b;
         uint32_t low = (uint32_t)d - (uint32_t)c;
         c += d < b;
-        if ((int32_t)low < 0)
-            d -= low & 0xffff;
+        d -= (low >> 4) & ((int32_t)low < 0 ? 0xffu : 0x3u);
     }
     return a ^ b ^ c ^ d;
 }
