@@ -18,7 +18,7 @@ on_syscall:                             /* rcx: return address, r11: flags */
         pop     r9
         bt      r9, 9
         CHECK   nc, "FMASK clears IF"
-        cmp     eax, 99
+        cmp     eax, 99999
         je      leave_user
         mov     rsp, r10
         add     eax, 1
@@ -149,9 +149,9 @@ user_code:
         lea     r12, [rip + 2f]
         mov     rax, offset idt                         /* a supervisor page: #PF */
         mov     rax, [rax]
-2:      mov     eax, 99
+2:      mov     eax, 99999
         syscall
-3:      mov     eax, 98
+3:      mov     eax, 99998
         syscall
         jmp     3b
         .code32
