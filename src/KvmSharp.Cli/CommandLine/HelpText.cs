@@ -1,0 +1,35 @@
+namespace KvmSharp.Cli.CommandLine;
+
+internal static class HelpText
+{
+    public const string Text = """
+        kvmsharp runs x86-64 guests inside this process, without virtualization hardware or privileges.
+
+        kvmsharp run [options]           boots a kernel; without --kernel, the built-in demo guest
+        kvmsharp run debian [options]    boots Debian's kernel to a shell; gets it with apt, without root
+        kvmsharp disasm FILE             shows machine code: [--bits 16|32|64] [--base ADDRESS]
+        kvmsharp doctor                  checks whether this host can run guests: [--json]
+        kvmsharp --version, --help
+
+        Options of run:
+          --kernel FILE          a Linux bzImage or an ELF64 vmlinux
+          --initrd FILE          its initial RAM disk
+          --append TEXT          its command line ('run debian': added to console=ttyS0)
+          --memory SIZE          guest memory, for example 512M (the default) or 1G
+          --cpu MODEL,+f,-f      x86-64-v1, x86-64-v2 (the default), qemu64 or max, and changed features
+          --cpus 1               processors; this version runs one
+          --serial stdio|file=F|off     where COM1 leads (default: stdio)
+          --debugcon FILE        where ports 0xe9 and 0x402 lead
+          --device isa-debug-exit[,iobase=0xf4]     lets the guest choose the exit status
+          --clock real|virtual   virtual: time is counted in instructions; runs are identical
+          --engine auto|interpreter
+          --no-reboot            a reset by the guest ends the run
+          --trace stderr|FILE[,regs][,count=N]      every executed instruction, with registers on request
+          --json                 one line about the run when it ends
+          --flavor cloud|generic        'run debian': which kernel
+          --refresh              'run debian': look for newer packages
+
+        On a terminal, Ctrl-A x ends the machine and Ctrl-A Ctrl-A sends Ctrl-A; all other keys are the guest's.
+        Exit status: what the guest chose through the debug exit device, 0 after a power-off, otherwise not 0.
+        """;
+}
