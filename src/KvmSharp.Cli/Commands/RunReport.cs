@@ -25,7 +25,7 @@ internal sealed class RunReport
         foreach (Vcpu vcpu in machine.Vcpus)
         {
             VcpuStatistics statistics = vcpu.GetStatistics();
-            _instructions += statistics.Retired;
+            _instructions += statistics.Instructions;
             _exits += statistics.Exits;
         }
     }

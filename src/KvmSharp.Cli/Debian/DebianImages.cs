@@ -165,8 +165,12 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
             progress.Step($"unpacking {package.Name}");
             string extracted = Path.Combine(temporary, "file");
             await ExtractAsync(archive, wanted, extracted, package.Name, cancellation).ConfigureAwait(false);
-            File.SetUnixFileMode(extracted, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute
-                | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
+            if (!OperatingSystem.IsWindows())
+            {
+                File.SetUnixFileMode(extracted, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute
+                    | UnixFileMode.GroupRead | UnixFileMode.OtherRead);
+            }
+
             WriteAtomically(target + ".sha256", System.Text.Encoding.ASCII.GetBytes(HashOf(extracted) + "\n"));
             File.Move(extracted, target, overwrite: true);
         }

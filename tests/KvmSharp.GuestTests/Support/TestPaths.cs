@@ -9,7 +9,7 @@ internal static class TestPaths
         .GetCustomAttributes<AssemblyMetadataAttribute>().Single(item => item.Key == "RepositoryRoot").Value!;
 
     /// <summary>The kvmsharp program that was built with these tests.</summary>
-    public static string CommandLineProgram { get; } = Path.Combine(AppContext.BaseDirectory, "kvmsharp");
+    public static string CommandLineProgram { get; } = Path.Combine(AppContext.BaseDirectory, "KvmSharp.Cli");
 
     public static string Guest(string name) => Path.Combine(AppContext.BaseDirectory, "guests", name);
 }
