@@ -1,0 +1,107 @@
+/* Choice and slow paths of SIMD handlers. */
+#ifndef KVS_SIMD_H
+#define KVS_SIMD_H
+
+#include "interp.h"
+
+/* Handler of a row of class SIMD or SIMD_STORE: register or memory form; with MODE_SSE_TRAPS in mode
+ * the checked form of those with A_FP. Never NULL. */
+kvs_handler simd_handler(const struct decoded *d, uint32_t mode);
+
+/* ---- MXCSR in the host register ---- */
+static inline uint32_t host_mxcsr_get(void)
+{
+    uint32_t v;
+    __asm__ volatile("stmxcsr %0" : "=m"(v));
+    return v;
+}
+static inline void host_mxcsr_set(uint32_t v) { __asm__ volatile("ldmxcsr %0" : : "m"(v)); }
+/* Entering and leaving guest code (kvs_vcpu_run). Between them mxcsr_read and mxcsr_write use the
+ * host register, which c->running must say: set it before entering, clear it after leaving. */
+static inline void mxcsr_enter(struct kvs_vcpu *c)
+{
+    c->saved_host_mxcsr = host_mxcsr_get();
+    host_mxcsr_set(c->fpu.mxcsr | MXCSR_MASKS);
+}
+static inline void mxcsr_leave(struct kvs_vcpu *c)
+{
+    c->fpu.mxcsr = (host_mxcsr_get() & ~MXCSR_MASKS) | (c->fpu.mxcsr & MXCSR_MASKS);
+    host_mxcsr_set(c->saved_host_mxcsr);
+}
+#define MXCSR_WRITABLE 0xffffu /* what FXSAVE gives as MXCSR_MASK */
+#define MXCSR_FTZ 0x8000u
+
+/* ---- slow paths: a size, and how ---- */
+#define SIMD_SIZE 0xffu
+#define SIMD_ALIGNED 0x100u /* #GP(0) unless aligned */
+#define SIMD_MMX 0x200u     /* touches MMX registers */
+
+int op_mf(OPARGS); /* #MF: an x87 exception is pending */
+/* Reads the memory operand through every check and runs the semantic; core: a simd_sem. */
+int simd_load_slow(OPARGS, void (*core)(struct kvs_vcpu *, const struct kvs_insn *, const void *), uint32_t how);
+/* Stores size bytes from `from`, which lies in the vCPU. */
+int simd_store_slow(OPARGS, const void *from, uint32_t how);
+/* MODE_SSE_TRAPS: runs masked, inspects the flags, raises or commits. reg: the register operand. */
+int simd_checked(OPARGS, void (*core)(struct kvs_vcpu *, const struct kvs_insn *, const void *), uint32_t how,
+                 const void *reg);
+
+/* ---- wrappers: what a row's operand kinds mean for its handlers ---- */
+#define SIZE_Wx 16u
+#define SIZE_Wq 8u
+#define SIZE_Wd 4u
+#define SIZE_Ww 2u
+#define SIZE_Qq 8u
+#define SIZE_Qd 4u
+#define SIZE_Ey (INSN_OSIZE(i) == 8 ? 8u : 4u)
+#define SIZE_Ed 4u
+#define SIZE_RdMb 1u
+#define SIZE_RdMw 2u
+#define SIZE_Mq 8u
+#define SIZE_Mdq 16u
+#define REG_Wx (c->fpu.vec[i->src])
+#define REG_Wq (c->fpu.vec[i->src])
+#define REG_Wd (c->fpu.vec[i->src])
+#define REG_Ww (c->fpu.vec[i->src])
+#define REG_Qq (c->fpu.r[i->src & 7])
+#define REG_Qd (c->fpu.r[i->src & 7])
+#define REG_Ey (&c->gpr[i->src])
+#define REG_RdMb (&c->gpr[i->src])
+#define REG_RdMw (&c->gpr[i->src])
+
+/* A host page is at least as aligned as a guest page, so the host address answers for alignment. */
+#define SIMD_MISALIGNED(p, at) (((at) & A_ALIGN) && ((uintptr_t)(p) & 15))
+#define SIMD_HOW(k1, at) (SIZE_##k1 | (((at) & A_ALIGN) ? SIMD_ALIGNED : 0))
+
+#define SIMD_R(name, sem, k1)                                                                     \
+    OP(name)                                                                                      \
+    {                                                                                             \
+        sem(c, i, REG_##k1);                                                                      \
+        NEXT();                                                                                   \
+    }
+#define SIMD_M(name, sem, k1, at)                                                                 \
+    OP(name)                                                                                      \
+    {                                                                                             \
+        const uint8_t *p = insn_probe(c, i, TLB_R, SIZE_##k1);                                    \
+        if (UNLIKELY(!p || SIMD_MISALIGNED(p, at))) return simd_load_slow(c, i, budget, sem, SIMD_HOW(k1, at)); \
+        sem(c, i, p);                                                                             \
+        NEXT();                                                                                   \
+    }
+/* The two widths of an Ey operand as two handlers: each with a constant size. */
+#define SIMD_M_EY(name, sem, at, M)                                                               \
+    static M(name##4, sem, Ed, at)                                                                \
+    static M(name##8, sem, Mq, at)                                                                \
+    OP(name) { return INSN_OSIZE(i) == 8 ? op_##name##8(c, i, budget) : op_##name##4(c, i, budget); }
+#define SIMD_K(name, sem, k1, how)                                                                \
+    OP(name) { return simd_checked(c, i, budget, sem, how, i->src == INSN_MEM ? NULL : REG_##k1); }
+/* Register file to memory; `from` is a location in the vCPU. */
+#define SIMD_ST(name, from, k0, at)                                                               \
+    OP(name)                                                                                      \
+    {                                                                                             \
+        const void *from_ = (from);                                                               \
+        uint8_t *p = insn_probe(c, i, TLB_W, SIZE_##k0);                                          \
+        if (UNLIKELY(!p || SIMD_MISALIGNED(p, at))) return simd_store_slow(c, i, budget, from_, SIMD_HOW(k0, at)); \
+        __builtin_memcpy(p, from_, SIZE_##k0);                                                    \
+        NEXT();                                                                                   \
+    }
+
+#endif
