@@ -84,7 +84,7 @@ NOINLINE int simd_store_slow(OPARGS, const void *from, uint32_t how)
     int st = simd_write(c, i, from, how);
     if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);
     if (how & SIMD_MMX) mmx_enter(c);
-    if (c->code_modified) return leave(c, i, budget, ST_END);
+    if (UNLIKELY(c->write_count | c->code_modified)) return leave(c, i, budget, ST_END);
     NEXT();
 }
 
