@@ -9,7 +9,7 @@ int irqchip_create_pit(struct kvs_vm *vm);
 void irqchip_destroy(struct kvs_vm *vm);
 
 /* ---- vCPU side: called on the vCPU's own thread ---- */
-/* Is there an external interrupt that this vCPU would take if EFLAGS.IF allowed it? */
+/* Is there an external interrupt that this vCPU would take if EFLAGS.IF allowed it? Takes no lock. */
 bool irqchip_has_interrupt(struct kvs_vcpu *c);
 /* Acknowledges the highest-priority one (LAPIC IRR to ISR, or PIC INTA). -1: none after all. */
 int irqchip_ack(struct kvs_vcpu *c);
@@ -26,6 +26,10 @@ int lapic_msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value);
 int lapic_msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t value);
 uint64_t lapic_base(struct kvs_vcpu *c);
 int lapic_set_base(struct kvs_vcpu *c, uint64_t value); /* -1: #GP(0) */
+/* The same for the host's state load: any state that exists is allowed, not only legal transitions. */
+int lapic_restore_base(struct kvs_vcpu *c, uint64_t value);
+/* After c->tsc_offset has changed: a TSC-deadline timer follows. */
+void lapic_tsc_changed(struct kvs_vcpu *c);
 uint32_t lapic_cr8(struct kvs_vcpu *c);
 void lapic_set_cr8(struct kvs_vcpu *c, uint32_t value);
 void lapic_get_state(struct kvs_vcpu *c, struct kvs_lapic_state *s);
