@@ -87,7 +87,7 @@ struct irqchip {
 /* Under chip->lock. The number of LAPICs that took it; -1: no destination. */
 int apic_send(struct irqchip *chip, const struct apic_message *m);
 
-/* ---- lapic.c: under chip->lock; each takes the LAPIC's ---- */
+/* ---- lapic.c (with lapic_timer.c, lapic_regs.c): under chip->lock; each takes the LAPIC's ---- */
 int lapic_deliver(struct lapic *l, const struct apic_message *m); /* 1 taken, 0 not */
 bool lapic_match(struct lapic *l, const struct apic_message *m);
 uint32_t lapic_priority(struct lapic *l); /* for lowest-priority arbitration */

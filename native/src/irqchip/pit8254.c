@@ -30,6 +30,12 @@ static uint64_t ticks_to_ns(uint64_t ticks)
     return (uint64_t)(((u128)ticks * NS_PER_S + PIT_HZ - 1) / PIT_HZ); /* the first ns of that tick */
 }
 
+/* A later start of the same wave: rounded so that no tick is counted twice. */
+static void advance_start(struct kvs_pit_channel_state *s, uint64_t ticks)
+{
+    s->count_load_time += (int64_t)((u128)ticks * NS_PER_S / PIT_HZ);
+}
+
 static bool by_trigger(const struct pit_channel *ch) { return ch->s.mode == 1 || ch->s.mode == 5; }
 static bool repeats(const struct pit_channel *ch) { return ch->s.mode == 2 || ch->s.mode == 3; }
 static uint32_t modulus(const struct pit_channel *ch) { return ch->s.bcd ? 10000 : 65536; }
@@ -53,7 +59,7 @@ static void settle(struct pit_channel *ch, uint64_t now)
 {
     if (!ch->next_count || !repeats(ch) || !counting(ch) || elapsed(ch, now) < ch->s.count)
         return;
-    ch->s.count_load_time += (int64_t)ticks_to_ns(ch->s.count);
+    advance_start(&ch->s, ch->s.count);
     ch->s.count = ch->next_count;
     ch->next_count = 0;
 }
@@ -139,18 +145,24 @@ static void channel0_changed(struct pit8254 *p, uint64_t now)
     schedule(p, now);
 }
 
+/* An edge that is due: from the timer, or found by a write to the channel before the timer ran. */
+static void edge_if_due(struct pit8254 *p, uint64_t now)
+{
+    if (p->next_edge == CLOCK_NEVER || p->next_edge > now)
+        return;
+    settle(&p->ch[0], now);
+    p->next_edge = CLOCK_NEVER;
+    /* The low part of the wave needs no event of its own: it only makes the edge. */
+    set_line(p, false);
+    set_line(p, true);
+    schedule(p, now);
+}
+
 static void timer_fire(void *owner, uint64_t now)
 {
     struct pit8254 *p = owner;
     pthread_mutex_lock(&p->lock);
-    if (p->next_edge != CLOCK_NEVER && p->next_edge <= now) {
-        settle(&p->ch[0], now);
-        p->next_edge = CLOCK_NEVER;
-        /* The low part of the wave needs no event of its own: it only makes the edge. */
-        set_line(p, false);
-        set_line(p, true);
-        schedule(p, now);
-    }
+    edge_if_due(p, now);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -163,8 +175,7 @@ static void load_count(struct pit_channel *ch, uint32_t value, uint64_t now)
     if (!value)
         value = modulus(ch);
     if (ch->loaded && repeats(ch) && ch->s.gate) {
-        uint64_t done = elapsed(ch, now) / ch->s.count * ch->s.count;
-        ch->s.count_load_time += (int64_t)ticks_to_ns(done);
+        advance_start(&ch->s, elapsed(ch, now) / ch->s.count * ch->s.count);
         ch->next_count = value;
         return;
     }
@@ -331,11 +342,14 @@ void pit_port_write(struct pit8254 *p, uint16_t port, uint8_t value)
         p->speaker = value >> 1 & 1;
         set_gate(&p->ch[2], value & 1, now);
     } else {
+        bool changes = port == 0x40 || (port == 0x43 && value < 0x40 && (value & 0x30));
+        if (changes)
+            edge_if_due(p, now);
         if ((port & 3) == 3)
             write_control(p, value, now);
         else
             write_channel(&p->ch[port & 3], value, now);
-        if (port == 0x40 || (port == 0x43 && value < 0x40))
+        if (changes)
             channel0_changed(p, now);
     }
     pthread_mutex_unlock(&p->lock);
