@@ -39,7 +39,7 @@ struct lapic {
 };
 
 struct ioapic {
-    uint64_t base;
+    _Atomic uint64_t base; /* read without the lock */
     uint32_t select, id, lines;
     uint64_t redir[KVS_IOAPIC_PINS];
 };

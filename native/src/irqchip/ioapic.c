@@ -16,8 +16,8 @@
 
 void ioapic_reset(struct ioapic *io)
 {
-    memset(io, 0, sizeof *io);
-    io->base = IOAPIC_BASE;
+    io->select = io->id = io->lines = 0;
+    atomic_store(&io->base, IOAPIC_BASE);
     for (uint32_t i = 0; i < KVS_IOAPIC_PINS; i++)
         io->redir[i] = REDIR_MASKED;
 }
@@ -100,45 +100,39 @@ static void write_register(struct irqchip *chip, uint32_t value)
 
 static bool in_window(const struct irqchip *chip, uint64_t gpa)
 {
-    return chip && gpa - chip->ioapic.base < 0x100;
+    return chip && gpa - atomic_load(&chip->ioapic.base) < 0x100;
 }
 
 bool ioapic_mmio_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint32_t size)
 {
     struct irqchip *chip = vm->irqchip;
-    if (!chip || size > 8)
+    uint64_t value = 0;
+    if (!in_window(chip, gpa) || size > 8)
         return false;
     pthread_mutex_lock(&chip->lock);
-    bool mine = in_window(chip, gpa);
-    if (mine) {
-        uint64_t value = 0;
-        if ((gpa & 0xff) == 0)
-            value = chip->ioapic.select;
-        else if ((gpa & 0xff) == 0x10)
-            value = read_register(&chip->ioapic);
-        memcpy(data, &value, size);
-    }
+    if ((gpa & 0xff) == 0)
+        value = chip->ioapic.select;
+    else if ((gpa & 0xff) == 0x10)
+        value = read_register(&chip->ioapic);
     pthread_mutex_unlock(&chip->lock);
-    return mine;
+    memcpy(data, &value, size);
+    return true;
 }
 
 bool ioapic_mmio_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint32_t size)
 {
     struct irqchip *chip = vm->irqchip;
-    if (!chip || size > 8)
+    uint32_t value = 0;
+    if (!in_window(chip, gpa) || size > 8)
         return false;
+    memcpy(&value, data, size < 4 ? size : 4);
     pthread_mutex_lock(&chip->lock);
-    bool mine = in_window(chip, gpa);
-    if (mine) {
-        uint32_t value = 0;
-        memcpy(&value, data, size < 4 ? size : 4);
-        if ((gpa & 0xff) == 0)
-            chip->ioapic.select = value & 0xff;
-        else if ((gpa & 0xff) == 0x10)
-            write_register(chip, value);
-    }
+    if ((gpa & 0xff) == 0)
+        chip->ioapic.select = value & 0xff;
+    else if ((gpa & 0xff) == 0x10)
+        write_register(chip, value);
     pthread_mutex_unlock(&chip->lock);
-    return mine;
+    return true;
 }
 
 void ioapic_get_state(const struct ioapic *io, struct kvs_ioapic_state *s)

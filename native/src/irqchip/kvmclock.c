@@ -7,6 +7,8 @@
  */
 #include "irqchip.h"
 
+#include "../mmu/mmu.h"
+
 #define PVCLOCK_TSC_STABLE 1u
 
 __extension__ typedef unsigned __int128 u128;
