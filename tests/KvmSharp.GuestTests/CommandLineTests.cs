@@ -1,0 +1,172 @@
+using System.Text.Json;
+using KvmSharp.GuestTests.Support;
+
+namespace KvmSharp.GuestTests;
+
+/// <summary>The kvmsharp program from outside.</summary>
+public sealed class CommandLineTests : IDisposable
+{
+    private static readonly TimeSpan BootLimit = TimeSpan.FromSeconds(120);
+
+    private readonly TemporaryDirectory _directory = new();
+
+    [Fact]
+    public async Task RunAloneBootsTheDemoGuest()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(["run"], BootLimit);
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Contains("KvmSharp demo guest", result.Output);
+        Assert.Contains("power-off  ACPI", result.Output);
+        Assert.Empty(result.Error);
+    }
+
+    [Fact]
+    public async Task DebugExitGivesTheStatus()
+    {
+        string file = _directory.File("debug");
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "--kernel", TestPaths.Guest("hello.elf"), "--device", "isa-debug-exit", "--debugcon", file, "--serial", "off"]);
+        Assert.True(result.Status == 43 && result.Error.Length == 0, result.ToString());
+        Assert.Equal("hello\n", File.ReadAllText(file));
+    }
+
+    [Fact]
+    public async Task TripleFaultIsReported()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "--kernel", TestPaths.Guest("triplefault.elf"), "--serial", "off"]);
+        Assert.Equal(1, result.Status);
+        Assert.Matches("^kvmsharp: [^\n]*[Tt]riple fault[^\n]*\n$", result.Error);
+    }
+
+    [Fact]
+    public async Task SerialOutputCanGoToAFile()
+    {
+        string file = _directory.File("serial");
+        CommandResult result = await CommandRunner.KvmSharpAsync(["run", "--serial", "file=" + file, "--json"], BootLimit);
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Contains("KvmSharp demo guest", File.ReadAllText(file));
+        using JsonDocument json = JsonDocument.Parse(result.Output);
+        Assert.Equal("PowerOff", json.RootElement.GetProperty("exit").GetString());
+        Assert.True(json.RootElement.GetProperty("instructions").GetUInt64() > 1000);
+    }
+
+    [Theory]
+    [InlineData("TERM", 143)]
+    [InlineData("INT", 130)]
+    public async Task SignalEndsARunningGuest(string signal, int status)
+    {
+        string program = TestPaths.CommandLineProgram;
+        string guest = TestPaths.Guest("spin.elf");
+        string file = _directory.File("debug");
+        CommandResult result = await CommandRunner.RunAsync("/bin/sh",
+        [
+            "-c",
+            $"'{program}' run --kernel '{guest}' --serial off --debugcon '{file}' & p=$!; " +
+            $"until grep -qs spinning '{file}'; do sleep 0.1; done; kill -{signal} $p; wait $p",
+        ]);
+        Assert.True(result.Status == status, result.ToString());
+        Assert.Matches("^kvmsharp: [^\n]+\n$", result.Error);
+    }
+
+    [Fact]
+    public async Task KeysLeaveTheMachineAndTheTerminalIsRestored()
+    {
+        string guest = TestPaths.Guest("idle.elf");
+        string log = _directory.File("debug");
+        string typescript = _directory.File("typescript");
+        string inner = $"stty -g > {_directory.Path}/before; '{TestPaths.CommandLineProgram}' run --kernel '{guest}' --debugcon '{log}'; echo status=$?; stty -g > {_directory.Path}/after";
+        CommandResult result = await CommandRunner.RunAsync("/bin/sh",
+        [
+            "-c",
+            $"(until grep -qs idle '{log}'; do sleep 0.1; done; sleep 0.5; printf 'abc\\001x'; sleep 2) | script -qec \"{inner}\" '{typescript}'",
+        ]);
+        Assert.True(result.Output.Contains("status=1", StringComparison.Ordinal), result.ToString());
+        Assert.Contains("kvmsharp: ended by Ctrl-A x", result.Output);
+        Assert.Equal(File.ReadAllText(_directory.File("before")), File.ReadAllText(_directory.File("after")));
+    }
+
+    [Fact]
+    public async Task DebianRunsCommandsFromAPipeAndPowersOff()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "debian", "--memory", "512M"], BootLimit, "echo 6 times 7 is $((6 * 7))\npoweroff -f\n");
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Contains("6 times 7 is 42", result.Output);
+    }
+
+    [Fact]
+    public async Task RebootEndsTheRunWithNoReboot()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "debian", "--no-reboot", "--json"], BootLimit, "reboot -f\n");
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Contains("\"exit\":\"Reset\"", result.Error);
+    }
+
+    [Fact]
+    public async Task RebootStartsTheMachineAnew()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "debian", "--json", "--append", "quiet"], BootLimit + BootLimit, "reboot -f\npoweroff -f\n");
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Contains("\"exit\":\"PowerOff\"", result.Error);
+        Assert.Contains("\"boots\":2", result.Error);
+    }
+
+    [Fact]
+    public async Task ExitOfTheShellPowersOff()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(["run", "debian", "--append", "quiet"], BootLimit, "exit\n");
+        Assert.True(result.Status == 0, result.ToString());
+    }
+
+    [Fact]
+    public async Task TraceShowsInstructions()
+    {
+        string file = _directory.File("trace");
+        CommandResult result = await CommandRunner.KvmSharpAsync(
+            ["run", "--trace", $"{file},regs,count=1000", "--clock", "virtual"], BootLimit);
+        Assert.True(result.Status == 0, result.ToString());
+        string[] lines = File.ReadAllLines(file);
+        Assert.Equal(1000, lines.Length);
+        Assert.Matches("^ +0 64/0 0000000001000000  fa +cli +rax=", lines[0]);
+        Assert.Matches("^ +1 64/0 0000000001000001  fc +cld +rax=", lines[1]);
+    }
+
+    [Fact]
+    public async Task DisassemblyIsPrinted()
+    {
+        string file = _directory.File("code", [0x48, 0x01, 0xd8, 0xe8, 0xf8, 0xff, 0xff, 0xff, 0x0f, 0x0b, 0xf4]);
+        CommandResult result = await CommandRunner.KvmSharpAsync(["disasm", file, "--base", "0x1000"]);
+        Assert.True(result.Status == 0, result.ToString());
+        Assert.Equal(
+            "0000000000001000  4801d8                          add rax, rbx\n" +
+            "0000000000001003  e8f8ffffff                      call 0x1000\n" +
+            "0000000000001008  0f0b                            ud2\n" +
+            "000000000000100a  f4                              hlt\n",
+            result.Output);
+    }
+
+    [Fact]
+    public async Task DoctorIsContent()
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(["doctor", "--json"], BootLimit);
+        Assert.True(result.Status == 0, result.ToString());
+        using JsonDocument json = JsonDocument.Parse(result.Output);
+        Assert.Contains(json.RootElement.EnumerateArray(), item => item.GetProperty("name").GetString() == "self-test");
+    }
+
+    [Theory]
+    [InlineData("--help", "kvmsharp run debian")]
+    [InlineData("--version", "kvmsharp 0.")]
+    [InlineData("run --help", "--no-reboot")]
+    public async Task HelpIsPrinted(string arguments, string text)
+    {
+        CommandResult result = await CommandRunner.KvmSharpAsync(arguments.Split(' '));
+        Assert.True(result.Status == 0 && result.Error.Length == 0, result.ToString());
+        Assert.Contains(text, result.Output);
+    }
+
+    public void Dispose() => _directory.Dispose();
+}

@@ -1,0 +1,76 @@
+using System.Diagnostics;
+using KvmSharp.Boot;
+using KvmSharp.Cli.Debian;
+using KvmSharp.Devices;
+
+namespace KvmSharp.GuestTests.Support;
+
+/// <summary>A Debian kernel with a shell on its serial port, driven by text as a user would.</summary>
+internal sealed class LinuxGuest : IAsyncDisposable
+{
+    private static readonly TimeSpan BootLimit = TimeSpan.FromSeconds(120);
+    private static readonly TimeSpan CommandLimit = TimeSpan.FromSeconds(60);
+
+    private readonly MemoryCharacterBackend _serial = new();
+    private int _position;
+    private int _commands;
+
+    public LinuxGuest(DebianImage image, ClockMode clock = ClockMode.Real) =>
+        Machine = new PcMachine(CreateOptions(image, _serial, clock));
+
+    public PcMachine Machine { get; }
+
+    /// <summary>From the start of the machine to the prompt of the shell.</summary>
+    public TimeSpan BootTime { get; private set; }
+
+    public string Output => _serial.GetOutputText();
+
+    public static PcMachineOptions CreateOptions(DebianImage image, ICharacterBackend serial, ClockMode clock = ClockMode.Real) => new()
+    {
+        MemorySize = 512UL << 20,
+        Kernel = BootImage.FromFile(image.Kernel),
+        Initrd = BootImage.FromFile(image.Initrd),
+        CommandLine = "console=ttyS0",
+        Clock = clock,
+        SerialPorts = [serial],
+        NoReboot = true,
+    };
+
+    /// <summary>Boots to the prompt, then to a shell without echo, prompt and line editing.</summary>
+    public async Task BootAsync()
+    {
+        var stopwatch = Stopwatch.StartNew();
+        Machine.Start();
+        await ExpectAsync("~ # ", BootLimit);
+        BootTime = stopwatch.Elapsed;
+        Send("dmesg -n 1; stty -echo; sh 2>&1 | cat; exit\n");
+        Send("echo shell-is-'ready'\n");
+        await ExpectAsync("shell-is-ready\n", CommandLimit);
+    }
+
+    /// <summary>Runs one command line and returns what it printed; it must succeed.</summary>
+    public async Task<string> RunAsync(string command)
+    {
+        string marker = $"end-of-command-{++_commands}";
+        Send($"{command}\necho end-of-'command'-{_commands}=$?\n");
+        string output = await ExpectAsync(marker + "=", CommandLimit);
+        string status = await ExpectAsync("\n", CommandLimit);
+        Assert.True(status.Trim() == "0", $"'{command}' ended with {status}: {output}");
+        return output[..^(marker.Length + 1)];
+    }
+
+    public void Send(string text) => _serial.SendInput(text);
+
+    /// <summary>Waits for a text and returns everything up to and with it, line ends as \n.</summary>
+    public async Task<string> ExpectAsync(string text, TimeSpan limit)
+    {
+        int found = await Task.Run(() => _serial.WaitForOutput(text.Replace("\n", "\r\n"), limit, _position));
+        string output = Output;
+        Assert.True(found >= 0, $"'{text}' did not come within {limit.TotalSeconds} s ({Machine.VirtualMachine.Status}):\n{output}");
+        string part = output[_position..found];
+        _position = found;
+        return part.Replace("\r\n", "\n");
+    }
+
+    public ValueTask DisposeAsync() => Machine.DisposeAsync();
+}
