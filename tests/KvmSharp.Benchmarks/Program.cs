@@ -1,1 +1,42 @@
-return 0;
+using System.Globalization;
+using KvmSharp.Benchmarks;
+
+CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
+
+int pairs = 5;
+string? only = null;
+for (int i = 0; i < args.Length; i++)
+{
+    switch (args[i])
+    {
+        case "boot" or "compute":
+            only = args[i];
+            break;
+        case "--pairs" when i + 1 < args.Length && int.TryParse(args[i + 1], out pairs) && pairs > 0:
+            i++;
+            break;
+        default:
+            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute] [--pairs N]");
+            return 2;
+    }
+}
+
+try
+{
+    if (only != "boot")
+    {
+        await ComputeBenchmark.RunAsync();
+    }
+
+    if (only != "compute")
+    {
+        await BootBenchmark.RunAsync(pairs);
+    }
+
+    return 0;
+}
+catch (BenchmarkException exception)
+{
+    Console.Error.WriteLine(exception.Message);
+    return 1;
+}
