@@ -157,7 +157,6 @@ struct kvs_vcpu {
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
     uint64_t xcr0;
     struct fpu fpu;
-    uint32_t a20_mask_unused;
     /* ---- events ---- */
     struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; bool is_soft; } exc;
     uint64_t pending_dbg;    /* DR6 bits of a debug trap to deliver after the instruction */
@@ -178,7 +177,9 @@ struct kvs_vcpu {
     uint32_t waits;          /* counts tlb_catch_up: translated pieces from before are stale */
     /* ---- decoded code ---- */
     struct block_cache *blocks;
-    bool code_modified;      /* a store hit decoded code: leave after this instruction */
+    uint32_t code_modified;  /* a store hit decoded code: leave after this instruction */
+    uint32_t near_stores;    /* stores beside code since the last drop; see block.c */
+    void *step_block;        /* uncached block of stepping and exact stops */
     /* ---- object ---- */
     struct kvs_vm *vm;
     struct kvs_vcpu *next;   /* in vm->vcpus order */
@@ -236,6 +237,10 @@ void vcpu_update_mode(struct kvs_vcpu *c);
 void vcpu_request(struct kvs_vcpu *c, uint32_t req);
 /* Retired instructions as of the instruction `i` that is executing (exclusive). */
 uint64_t vcpu_retired_at(const struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
+
+/* Before anything that reads the clock: makes the virtual clock exact as of instruction i. */
+void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
+uint64_t vcpu_retired(const struct kvs_vcpu *c); /* outside handlers */
 
 /* ---- exceptions: each returns ST_FAULT, so that helpers can `return raise_gp(c, 0);` ---- */
 int raise_vector(struct kvs_vcpu *c, uint8_t vector);                 /* no error code */

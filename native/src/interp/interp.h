@@ -41,7 +41,8 @@ _Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line")
 #define INSN_ASIZE(i) ((uint32_t)(i)->osize >> 4)
 
 #define NEXT() return i[1].fn(c, i + 1, budget)
-#define OP(name) int op_##name(OPARGS)
+#define OP_(name) int op_##name(OPARGS)
+#define OP(name) OP_(name)
 
 /* Leaves the chain: sets c->cur, c->rip and c->budget according to st; returns st. */
 int leave(OPARGS, int st);
@@ -50,12 +51,14 @@ int leave(OPARGS, int st);
  * A handler whose work is an ordinary function: OPX(name) { body; return ST_...; }
  * The body may take addresses of locals and call anything.
  */
-#define OPX(name)                                                                                 \
+#define OPX(name) OPX_(name)
+#define OPX_(name)                                                                                \
     static NOINLINE int x_##name(OPARGS);                                                         \
     int op_##name(OPARGS)                                                                         \
     {                                                                                             \
         int st = x_##name(c, i, budget);                                                          \
         if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);                                \
+        if (UNLIKELY(c->write_count | c->code_modified)) return leave(c, i, budget, ST_END);      \
         NEXT();                                                                                   \
     }                                                                                             \
     static NOINLINE int x_##name(OPARGS)
@@ -163,13 +166,14 @@ void rsp_add(struct kvs_vcpu *c, int64_t delta); /* by the stack width */
 struct block {
     struct block *hash_next, *page_next;
     const uint8_t *host;      /* of the first byte: the key, with mode */
-    const uint8_t *host2;     /* page of the tail of an instruction that crosses pages, or NULL */
     struct kvs_ram *ram;
     uint32_t mode;
     uint16_t off;             /* of the first byte in its page */
     uint16_t bytes;
     uint16_t n;               /* guest instructions: upper bound of what one pass retires */
-    uint16_t dead;
+    uint8_t dead;
+    uint8_t crosses;          /* one instruction that goes on in the next page: never chained */
+    uint8_t code[15];         /* its bytes, compared at every look-up */
     struct kvs_insn insn[];
 };
 struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };
@@ -177,6 +181,7 @@ struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };
 #define JC_SIZE (1u << JC_BITS)
 static inline uint32_t jc_index(uint64_t la) { return (uint32_t)(la ^ (la >> JC_BITS)) & (JC_SIZE - 1); }
 
+#define MAX_INSNS 48
 int block_cache_create(struct kvs_vcpu *c);
 void block_cache_destroy(struct kvs_vcpu *c);
 void block_cache_flush(struct kvs_vcpu *c);
@@ -187,10 +192,16 @@ struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st);
 int op_dispatch(OPARGS);
 /* Turns a decoded instruction into kvs_insn: picks handler, fills operands. (lower.c) */
 void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t off, struct kvs_insn *out);
+/* Makes one instruction of a CMP or TEST (out, from d) and the Jcc behind it, if it can. */
+bool lower_fused(const struct decoded *d, const struct decoded *jcc, uint32_t mode, struct kvs_insn *out);
 
 /* Handlers that raise; used for bytes that are no instruction here. */
 OP(ud);
 OP(nm);
 OP(gp0);
+OP(block_end);
+
+/* lower.c's hook into the SIMD handlers (op_sse*.c): register or memory form, plain or checked. */
+kvs_handler simd_handler(const struct decoded *d, uint32_t mode);
 
 #endif

@@ -1,0 +1,387 @@
+/*
+ * kvs_vcpu_run: enter, execute, handle in the core or exit. Read this first.
+ *
+ * One turn of the loop: requests from other threads, halt, events (exceptions, NMI, interrupts),
+ * then a block, whose handlers chain until something unusual makes them leave with an ST_ code.
+ */
+#include <limits.h>
+#include <time.h>
+
+#include "clock.h"
+#include "interp/interp.h"
+#include "irqchip/irqchip.h"
+
+#define BUDGET_MAX (INT64_C(1) << 40)
+#define DR6_BS 0x4000u
+
+/* Loop verdicts. */
+enum verdict { GO_ON, EXIT };
+
+int leave(OPARGS, int st)
+{
+    c->cur = i;
+    c->budget = budget - i->since;
+    switch (st) {
+    case ST_FAULT: case ST_EXIT: case ST_AGAIN: c->rip = insn_rip(c, i); break;
+    case ST_END: case ST_EXIT_DONE:
+        c->rip = insn_next_rip(c, i);
+        c->budget--;
+        break;
+    default: c->budget--; break; /* c->rip is set */
+    }
+    return st;
+}
+
+int op_ud(OPARGS) { return leave(c, i, budget, raise_ud(c)); }
+int op_nm(OPARGS) { return leave(c, i, budget, raise_vector(c, EXC_NM)); }
+int op_gp0(OPARGS) { return leave(c, i, budget, raise_gp(c, 0)); }
+
+uint64_t vcpu_retired(const struct kvs_vcpu *c) { return c->retired_end - (uint64_t)c->budget; }
+uint64_t vcpu_retired_at(const struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget)
+{
+    return c->retired_end - (uint64_t)budget + i->since;
+}
+
+static bool is_virtual_clock(const struct kvs_vcpu *c) { return c->vm->config.clock_mode == KVS_CLOCK_VIRTUAL; }
+
+void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget)
+{
+    if (is_virtual_clock(c)) clock_set_virtual(c->vm, vcpu_retired_at(c, i, budget) + c->vm->idle_ns);
+}
+
+/* ---- exits ---- */
+static enum verdict exit_with(struct kvs_vcpu *c, uint32_t reason)
+{
+    c->run->exit_reason = reason;
+    return EXIT;
+}
+
+static void report_state(struct kvs_vcpu *c)
+{
+    struct kvs_run *r = c->run;
+    r->if_flag = (c->eflags & FLAG_IF) != 0;
+    r->ready_for_interrupt_injection = r->if_flag && !c->int_shadow && c->injected_irq < 0;
+    r->cr8 = c->lapic ? lapic_cr8(c) : 0;
+    r->apic_base = c->lapic ? lapic_base(c) : 0;
+    c->stats.retired = vcpu_retired(c);
+}
+
+/* ---- quiesce: nobody is inside while vm->quiesced ---- */
+static void leave_guest(struct kvs_vcpu *c)
+{
+    struct kvs_vm *vm = c->vm;
+    pthread_mutex_lock(&vm->sync_lock);
+    atomic_store(&c->in_guest, 0);
+    pthread_cond_broadcast(&vm->sync_cond);
+    pthread_mutex_unlock(&vm->sync_lock);
+}
+
+/* False: kicked while waiting. */
+static bool enter_guest(struct kvs_vcpu *c)
+{
+    struct kvs_vm *vm = c->vm;
+    for (;;) {
+        atomic_store(&c->in_guest, 1);
+        if (LIKELY(!atomic_load(&vm->quiesced))) return true;
+        leave_guest(c);
+        pthread_mutex_lock(&c->wait_lock);
+        while (atomic_load(&vm->quiesced) && !(atomic_load(&c->requests) & REQ_KICK) &&
+               !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+            pthread_cond_wait(&c->wait_cond, &c->wait_lock);
+        bool kicked = atomic_load(&vm->quiesced) != 0;
+        pthread_mutex_unlock(&c->wait_lock);
+        if (kicked) return false;
+    }
+}
+
+/* ---- requests ---- */
+static enum verdict handle_requests(struct kvs_vcpu *c)
+{
+    atomic_store(&c->limit, 0);
+    uint32_t req = atomic_exchange(&c->requests, 0);
+    if (req & REQ_TLB_FLUSH) tlb_flush_all(c);
+    if (req & REQ_W_FLUSH) tlb_flush_writes(c);
+    if (req & REQ_CODE_FLUSH) block_cache_flush(c);
+    if (req & REQ_KICK) {
+        req &= ~(uint32_t)(REQ_KICK | REQ_TLB_FLUSH | REQ_W_FLUSH | REQ_CODE_FLUSH);
+        if (req) vcpu_request(c, req);
+        return exit_with(c, KVS_EXIT_INTR);
+    }
+    if (req & REQ_SYNC) {
+        if (atomic_load(&c->vm->quiesced)) {
+            leave_guest(c);
+            if (!enter_guest(c)) {
+                atomic_store(&c->in_guest, 0);
+                req &= ~(uint32_t)REQ_SYNC;
+                if (req) vcpu_request(c, req);
+                return exit_with(c, KVS_EXIT_INTR);
+            }
+        }
+    }
+    if (req & REQ_HOST_TIMER) return exit_with(c, KVS_EXIT_HOST_TIMER);
+    return GO_ON; /* REQ_EVENT: looked at in every turn */
+}
+
+/* ---- halt ---- */
+static bool wakes(struct kvs_vcpu *c)
+{
+    if (atomic_load(&c->nmi_pending) && !c->nmi_masked) return true;
+    return (c->eflags & FLAG_IF) && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)));
+}
+
+static void wait_for_request(struct kvs_vcpu *c)
+{
+    pthread_mutex_lock(&c->wait_lock);
+    while (!atomic_load(&c->requests) && !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+        pthread_cond_wait(&c->wait_cond, &c->wait_lock);
+    pthread_mutex_unlock(&c->wait_lock);
+}
+
+static enum verdict halted(struct kvs_vcpu *c)
+{
+    if (atomic_load(&c->mp_state) == KVS_MP_STATE_HALTED && wakes(c)) {
+        atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+        return GO_ON;
+    }
+    if (!c->lapic) {
+        if (atomic_load(&c->mp_state) == KVS_MP_STATE_HALTED) atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+        return exit_with(c, KVS_EXIT_HLT);
+    }
+    c->stats.halts++;
+    if (is_virtual_clock(c)) {
+        uint64_t deadline = clock_next_deadline(c->vm), now = clock_now(c->vm);
+        if (deadline != CLOCK_NEVER) {
+            if (deadline > now) c->vm->idle_ns += deadline - now;
+            clock_set_virtual(c->vm, max_u64(deadline, now));
+            clock_run_timers(c->vm);
+            return GO_ON;
+        }
+    }
+    wait_for_request(c);
+    return GO_ON;
+}
+
+/* ---- events before the next instruction, by priority. SDM 3A "Priority Among Concurrent Events" ---- */
+static enum verdict shutdown(struct kvs_vcpu *c)
+{
+    c->shut_down = true;
+    return exit_with(c, KVS_EXIT_SHUTDOWN);
+}
+
+static enum verdict events(struct kvs_vcpu *c)
+{
+    if (c->exc.pending) {
+        c->stats.exceptions++;
+        if (!deliver_exception(c)) return shutdown(c);
+    }
+    if (c->int_shadow) return GO_ON;
+    if (atomic_load(&c->nmi_pending) && !c->nmi_masked) {
+        atomic_store(&c->nmi_pending, false);
+        c->nmi_masked = true;
+        if (!deliver_interrupt(c, EXC_NMI)) return shutdown(c);
+    }
+    if (c->eflags & FLAG_IF) {
+        int vector = c->injected_irq;
+        if (vector < 0 && c->lapic && irqchip_has_interrupt(c)) vector = irqchip_ack(c);
+        if (vector >= 0) {
+            c->injected_irq = -1;
+            c->stats.interrupts++;
+            if (!deliver_interrupt(c, (uint8_t)vector)) return shutdown(c);
+        } else if (c->run->request_interrupt_window && !c->lapic) {
+            return exit_with(c, KVS_EXIT_IRQ_WINDOW_OPEN);
+        }
+    }
+    return GO_ON;
+}
+
+/* ---- tracing ---- */
+static void trace_record(struct kvs_vcpu *c)
+{
+    struct kvs_trace_entry *e = &c->trace[(c->trace_head + c->trace_count) % c->trace_size];
+    if (c->trace_count == c->trace_size) c->trace_head = (c->trace_head + 1) % c->trace_size;
+    else c->trace_count++;
+    memset(e, 0, sizeof *e);
+    e->retired = vcpu_retired(c);
+    e->rip = c->rip;
+    e->linear = is_code64(c) ? c->rip : (uint32_t)(c->seg[SEG_CS].base + c->rip);
+    memcpy(e->gpr, c->gpr, sizeof e->gpr);
+    e->rflags = flags_read(c);
+    e->mode = is_code64(c) ? 64 : (c->mode & MODE_SIZE) == MODE_32 ? 32 : 16;
+    e->cpl = c->cpl;
+    for (uint32_t n = 0; n < sizeof e->bytes; n++) {
+        struct translation t;
+        uint64_t la = e->linear + n;
+        if (!is_code64(c)) la = (uint32_t)la;
+        if (mmu_walk(c, la, ACC_X, c->cpl == 3, false, true, &t) != 0 ||
+            vm_mem_read(c->vm, t.gpa, &e->bytes[n], 1) != 0)
+            break;
+        e->length++;
+    }
+}
+
+/* ---- budget ---- */
+/* Sets c->budget to what may retire before something must be looked at. False: nothing may. */
+static enum verdict set_budget(struct kvs_vcpu *c)
+{
+    uint64_t retired = vcpu_retired(c), n = BUDGET_MAX;
+    if (retired >= c->insn_limit) return exit_with(c, KVS_EXIT_INSN_LIMIT);
+    n = min_u64(n, c->insn_limit - retired);
+    if (is_virtual_clock(c)) {
+        uint64_t now = retired + c->vm->idle_ns, deadline;
+        clock_set_virtual(c->vm, now);
+        deadline = clock_next_deadline(c->vm);
+        if (deadline <= now) clock_run_timers(c->vm);
+        deadline = clock_next_deadline(c->vm);
+        if (deadline != CLOCK_NEVER) n = min_u64(n, deadline > now ? deadline - now : 1);
+    }
+    c->budget = (int64_t)n;
+    c->retired_end = retired + n;
+    return GO_ON;
+}
+
+/* The host steps this guest: report after each instruction. */
+static bool host_steps(const struct kvs_vcpu *c)
+{
+    return (c->guest_debug.control & (KVS_GUESTDBG_ENABLE | KVS_GUESTDBG_SINGLESTEP)) ==
+           (KVS_GUESTDBG_ENABLE | KVS_GUESTDBG_SINGLESTEP);
+}
+
+static enum verdict exit_debug(struct kvs_vcpu *c, uint64_t dr6)
+{
+    struct kvs_debug_exit_arch *a = &c->run->debug.arch;
+    memset(a, 0, sizeof *a);
+    a->exception = EXC_DB;
+    a->pc = (is_code64(c) ? 0 : c->seg[SEG_CS].base) + c->rip;
+    a->dr6 = dr6;
+    a->dr7 = c->dr7;
+    return exit_with(c, KVS_EXIT_DEBUG);
+}
+
+/* One instruction by itself: single-step, breakpoints, interrupt shadow, I/O being completed, tracing. */
+static int step(struct kvs_vcpu *c)
+{
+    uint8_t shadow = c->int_shadow;
+    bool tf = c->eflags & FLAG_TF;
+    int st;
+    c->int_shadow = 0;
+    struct block *b = block_find(c, 1, &st);
+    if (!b) return st;
+    if (c->trace) trace_record(c);
+    int64_t rest = c->budget - 1;
+    c->budget = 1;
+    st = b->insn[0].fn(c, b->insn, 1);
+    c->budget += rest;
+    bool done = st != ST_FAULT && st != ST_EXIT && st != ST_AGAIN;
+    if (!done) {
+        if (st == ST_EXIT) c->int_shadow = shadow; /* the instruction comes again */
+        return st;
+    }
+    /* SDM 3A "Single-Step Exception Condition": TF as it was before, and none under MOV SS. */
+    if (tf && c->int_shadow != 1) c->pending_dbg |= DR6_BS;
+    return st;
+}
+
+static enum verdict after(struct kvs_vcpu *c, int st)
+{
+    switch (st) {
+    case ST_FAULT:
+        iobus_insn_done(c);
+        return GO_ON; /* events() delivers it */
+    case ST_EXIT: return EXIT;
+    case ST_AGAIN: break;
+    case ST_EXIT_DONE: case ST_EXIT_RIP:
+        iobus_insn_done(c);
+        c->code_modified = 0;
+        return EXIT;
+    default: break;
+    }
+    iobus_insn_done(c);
+    c->code_modified = 0;
+    if (UNLIKELY(c->write_count) && iobus_flush_writes(c)) return EXIT;
+    if (UNLIKELY(c->pending_dbg) && st != ST_AGAIN) {
+        /* A trap: the RIP is already the next one. */
+        uint64_t dr6 = c->pending_dbg;
+        if (c->int_shadow == 1) return GO_ON; /* held back by MOV SS */
+        c->pending_dbg = 0;
+        raise_vector(c, EXC_DB);
+        c->exc.payload = dr6;
+    }
+    return GO_ON;
+}
+
+static enum verdict turn(struct kvs_vcpu *c)
+{
+    bool in_flight = c->replay_count > 0;
+    if (LIKELY(!in_flight)) {
+        if (UNLIKELY(atomic_load_explicit(&c->limit, memory_order_relaxed) != 0 || atomic_load(&c->requests)) &&
+            handle_requests(c) == EXIT)
+            return EXIT;
+        if (UNLIKELY(__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))) return exit_with(c, KVS_EXIT_INTR);
+        if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
+        if (events(c) == EXIT) return EXIT;
+    }
+    if (set_budget(c) == EXIT) return EXIT;
+    bool host_step = host_steps(c);
+    int st;
+    if (UNLIKELY(in_flight || c->int_shadow || host_step || c->trace || debug_stepping(c))) {
+        if (!in_flight && debug_before(c)) return c->run->exit_reason == KVS_EXIT_DEBUG ? EXIT : GO_ON;
+        st = step(c);
+        enum verdict v = after(c, st);
+        if (v == GO_ON && host_step && st != ST_AGAIN && c->replay_count == 0) {
+            if (c->exc.pending && events(c) == EXIT) return EXIT;
+            return exit_debug(c, DR6_BS);
+        }
+        return v;
+    }
+    struct block *b = block_find(c, 0, &st);
+    if (LIKELY(b != NULL)) {
+        if (UNLIKELY(c->budget < b->n)) {
+            /* An exact stop falls into this block: run just as much of it. */
+            b = block_find(c, (uint32_t)min_u64((uint64_t)c->budget, MAX_INSNS - 1), &st);
+            if (!b) return after(c, st);
+        }
+        st = b->insn[0].fn(c, b->insn, c->budget);
+    }
+    return after(c, st);
+}
+
+static uint32_t host_mxcsr(void)
+{
+    uint32_t v;
+    __asm__ volatile("stmxcsr %0" : "=m"(v));
+    return v;
+}
+
+KVS_API int32_t kvs_vcpu_run(struct kvs_vcpu *c)
+{
+    if (!c) return -KVS_EINVAL;
+    if (atomic_exchange(&c->running, 1)) return -KVS_EBUSY;
+    c->run->exit_reason = KVS_EXIT_UNKNOWN;
+    c->stats.exits++;
+    if (!enter_guest(c)) {
+        atomic_store(&c->in_guest, 0);
+        atomic_fetch_and(&c->requests, ~(uint32_t)REQ_KICK);
+        c->run->exit_reason = KVS_EXIT_INTR;
+        atomic_store(&c->running, 0);
+        return KVS_OK;
+    }
+    c->saved_host_mxcsr = host_mxcsr();
+    uint32_t guest = c->fpu.mxcsr | MXCSR_MASKS;
+    __asm__ volatile("ldmxcsr %0" : : "m"(guest));
+
+    iobus_complete_exit(c);
+    enum verdict v = GO_ON;
+    if (c->shut_down) v = exit_with(c, KVS_EXIT_SHUTDOWN);
+    else if (c->write_count && iobus_flush_writes(c)) v = EXIT;
+    while (v == GO_ON) v = turn(c);
+
+    c->fpu.mxcsr = mxcsr_read(c);
+    __asm__ volatile("ldmxcsr %0" : : "m"(c->saved_host_mxcsr));
+    report_state(c);
+    if (UNLIKELY(atomic_load(&c->vm->quiesced))) leave_guest(c);
+    else atomic_store(&c->in_guest, 0);
+    /* A quiesce may have begun between the test and the store. */
+    if (UNLIKELY(atomic_load(&c->vm->quiesced))) leave_guest(c);
+    atomic_store(&c->running, 0);
+    return KVS_OK;
+}
