@@ -85,6 +85,13 @@ void x87_image_commit(struct fpu *f, const struct x87_image *img)
     for (uint32_t k = 0; k < 8; k++) memcpy(f->r[st_index(f, k)], img->st[k], 10);
 }
 
+static bool not_done(int st) { return st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN; }
+/* After a store that went through every check: it may have hit decoded code or a device. */
+static int stored(const struct kvs_vcpu *c, int st)
+{
+    return st == ST_OK && (c->write_count | c->code_modified) ? ST_END : st;
+}
+
 static bool opc_uses_flags(uint32_t opc)
 {
     uint32_t byte = opc >> 8, reg = opc >> 3 & 7;
@@ -105,7 +112,8 @@ static NOINLINE int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint
      * SDM 1 "x87 FPU Exception Conditions" */
     if (size < 0 && !(img.sw & ~(uint32_t)f->fcw & (FSW_IE | FSW_OE | FSW_UE))) {
         st = insn_write(c, i, mem, (uint32_t)-size);
-        if (st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN) return st;
+        if (not_done(st)) return st;
+        st = stored(c, st);
     }
     x87_image_commit(f, &img);
     if (opc_uses_flags(opc)) flags_set_status(c, status);
@@ -226,7 +234,6 @@ void x87_env_load(struct fpu *f, uint32_t osize, bool real, const uint8_t *p)
 
 /* ---- control instructions ---- */
 static bool real_layout(const struct kvs_vcpu *c) { return is_real_or_v86(c); }
-static bool not_done(int st) { return st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN; }
 
 OPX(fldcw)
 {
@@ -243,13 +250,13 @@ OPX(fldcw)
 OPX(fnstcw)
 {
     UNUSED_OPARGS;
-    return insn_write(c, i, &c->fpu.fcw, 2);
+    return stored(c, insn_write(c, i, &c->fpu.fcw, 2));
 }
 
 OPX(fnstsw_m16)
 {
     UNUSED_OPARGS;
-    return insn_write(c, i, &c->fpu.fsw, 2);
+    return stored(c, insn_write(c, i, &c->fpu.fsw, 2));
 }
 
 OP(fnstsw_ax)
@@ -292,7 +299,7 @@ OPX(fnstenv)
     if (not_done(st)) return st;
     c->fpu.fcw |= FSW_FLAGS; /* all masked, so ES and B go too */
     x87_update_es(&c->fpu);
-    return st;
+    return stored(c, st);
 }
 
 OPX(frstor)
@@ -319,7 +326,7 @@ OPX(fnsave)
     int st = insn_write(c, i, image, size + 80);
     if (not_done(st)) return st;
     x87_init(f);
-    return st;
+    return stored(c, st);
 }
 
 /* 8087 and 80287 control instructions: NOPs that do not wait. SDM 3B "Obsolete Instructions and Undefined Opcodes" */
@@ -343,12 +350,6 @@ OPX(fwait)
 #define WHOLE_ST(name, byte, modrm) OP(name) { X87_SLOW(OPC(byte, (modrm) + i->dst), 0); }
 #define WHOLE_MEM(name, byte, ext, size) OP(name) { X87_SLOW(OPC_MEM(byte, ext), size); }
 WHOLE(fnop, 0xd9, 0xd0)
-WHOLE(fxam, 0xd9, 0xe5)
-WHOLE(fldl2t, 0xd9, 0xe9)
-WHOLE(fldl2e, 0xd9, 0xea)
-WHOLE(fldpi, 0xd9, 0xeb)
-WHOLE(fldlg2, 0xd9, 0xec)
-WHOLE(fldln2, 0xd9, 0xed)
 WHOLE(fptan, 0xd9, 0xf2)
 WHOLE(fxtract, 0xd9, 0xf4)
 WHOLE(fdecstp, 0xd9, 0xf6)

@@ -236,6 +236,25 @@ OP(ftst)
     NEXT();
 }
 
+/* SDM 2A "FXAM-Examine Floating-Point": never signals, not even on an empty register. */
+static ALWAYS_INLINE uint32_t ext_class(x87_ext v)
+{
+    uint32_t e = v.se & 0x7fff;
+    if (ext_normal(v)) return FSW_C2;
+    if (e == 0) return v.m ? FSW_C3 | FSW_C2 : FSW_C3;
+    if (!(v.m >> 63)) return 0; /* unsupported */
+    return v.m << 1 ? FSW_C0 : FSW_C2 | FSW_C0;
+}
+OP(fxam)
+{
+    struct fpu *f = &c->fpu;
+    if (UNLIKELY(x87_pending(f))) X87_SLOW(OPC(0xd9, 0xe5), 0);
+    x87_ext v = ext_load(st_reg(f, 0));
+    set_codes(c, (st_full(f, 0) ? ext_class(v) : FSW_C3 | FSW_C0) | (v.se & 0x8000 ? FSW_C1 : 0));
+    x87_note(c, i);
+    NEXT();
+}
+
 #define COMPARE_MEM(name, size, convert, opc, POP)                            \
     OP(name)                                                                  \
     {                                                                         \

@@ -46,6 +46,25 @@ OP(fld_st)
 LOAD_CONSTANT(fld1, BIT(63), 0x3fff, 0xe8)
 LOAD_CONSTANT(fldz, 0, 0, 0xee)
 
+/* Rounded by the guest's rounding control; no flag but C1, which a push clears. */
+#define LOAD_ROUNDED(name, modrm)                                             \
+    OP(name)                                                                  \
+    {                                                                         \
+        struct fpu *f = &c->fpu;                                              \
+        if (UNLIKELY(!st_can_push(f))) X87_SLOW(OPC(0xd9, modrm), 0);         \
+        host_begin(f);                                                        \
+        __asm__ volatile(#name "; fstpt %0" : "=m"(HOST_REG(st_reg(f, 7))));  \
+        host_end();                                                           \
+        st_pushed(f);                                                         \
+        x87_note(c, i);                                                       \
+        NEXT();                                                               \
+    }
+LOAD_ROUNDED(fldl2t, 0xe9)
+LOAD_ROUNDED(fldl2e, 0xea)
+LOAD_ROUNDED(fldpi, 0xeb)
+LOAD_ROUNDED(fldlg2, 0xec)
+LOAD_ROUNDED(fldln2, 0xed)
+
 /* ---- register moves ---- */
 OP(fxch)
 {
