@@ -11,7 +11,7 @@ namespace KvmSharp.Benchmarks;
 internal static class ComputeBenchmark
 {
     private const ulong Memory = 256UL << 20;
-    private const ushort StartPort = 0x600; // see tests/guests/kernels/guest.c
+    private const ushort StartPort = 0x700; // see tests/guests/kernels/guest.c
     private static readonly TimeSpan Limit = TimeSpan.FromMinutes(5);
 
     public static async Task RunAsync()

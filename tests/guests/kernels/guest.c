@@ -5,7 +5,7 @@
  */
 #include "kernels.h"
 
-enum { START_PORT = 0x600, RESULT_PORT = 0x604, EXIT_PORT = 0xf4 };
+enum { START_PORT = 0x700, RESULT_PORT = 0x704, EXIT_PORT = 0xf4 };
 enum { ARENA = 0x8000000, REPETITIONS = 5 };
 
 static void out32(uint16_t port, uint32_t value)
