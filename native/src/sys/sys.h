@@ -16,6 +16,9 @@ enum { INT_SOFT, INT_INT3, INT_INTO, INT_INT1, INT_EXTERNAL, INT_HARD_EXCEPTION,
  * 0 or ST_FAULT (with the next exception pending in c->exc). */
 int interrupt_enter(struct kvs_vcpu *c, uint8_t vector, int kind, bool has_error, uint32_t error);
 
+/* #DB with the given DR6 bits (raise_vector(c, EXC_DB) takes and clears c->pending_dbg). ST_FAULT. */
+int raise_debug(struct kvs_vcpu *c, uint64_t dr6_bits);
+
 /* ---- segments (segment.c, far.c) ---- */
 struct descriptor { uint64_t base; uint32_t limit; uint32_t attr; uint64_t la; uint32_t lo, hi; };
 /* Reads a descriptor by selector. 0, ST_FAULT, or -1: outside its table (the caller chooses the fault). */
@@ -31,18 +34,24 @@ int write_cr0(struct kvs_vcpu *c, uint64_t v); /* 0 or ST_FAULT */
 int write_cr3(struct kvs_vcpu *c, uint64_t v);
 int write_cr4(struct kvs_vcpu *c, uint64_t v);
 int write_efer(struct kvs_vcpu *c, uint64_t v);
+uint64_t cr4_allowed(const struct kvs_vcpu *c); /* bits that the CPUID table makes legal */
+uint64_t efer_allowed(const struct kvs_vcpu *c);
 
 /* ---- MSRs (msr.c): 0, or -1 for #GP(0). host: from the host API, which may set read-only state ---- */
 int msr_read(struct kvs_vcpu *c, uint32_t index, uint64_t *value, bool host);
 int msr_write(struct kvs_vcpu *c, uint32_t index, uint64_t value, bool host);
 int32_t msr_index_list(uint32_t *indices, uint32_t *count);
 uint64_t tsc_read(struct kvs_vcpu *c);
+/* Virtual clock: makes clock_now exact as of instruction i (run.c). Before whatever reads the clock. */
+void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
 
 /* ---- CPUID (cpuid.c) ---- */
 int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count);
 void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /* Recomputes c->cpuid_features from c->cpuid; drops decoded code. */
 void cpuid_changed(struct kvs_vcpu *c);
+/* "AuthenticAMD" in leaf 0: where AMD and Intel differ, this decides. */
+bool cpuid_is_amd(const struct kvs_vcpu *c);
 /* Features that decoding, CR4, EFER and MSRs depend on. */
 enum {
     FEAT_BASE = 0, FEAT_CX8, FEAT_CMOV, FEAT_SEP, FEAT_FPU, FEAT_MMX, FEAT_FXSR, FEAT_SSE, FEAT_SSE2,
@@ -63,6 +72,9 @@ static inline bool has_feature(const struct kvs_vcpu *c, int feature)
 bool debug_stepping(struct kvs_vcpu *c);
 /* Before an instruction in stepping mode: instruction breakpoints. True: an exception or exit is ready. */
 bool debug_before(struct kvs_vcpu *c);
+/* MOV from and to debug registers; 0 or ST_FAULT. CPL is checked by the caller. */
+int debug_read_register(struct kvs_vcpu *c, uint32_t n, uint64_t *v);
+int debug_write_register(struct kvs_vcpu *c, uint32_t n, uint64_t v);
 /* A data or port access in the presence of breakpoints: records matches in c->pending_dbg. */
 void debug_check_access(struct kvs_vcpu *c, uint64_t la, uint32_t size, bool write);
 void debug_check_port(struct kvs_vcpu *c, uint16_t port, uint32_t size);

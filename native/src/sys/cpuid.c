@@ -1,0 +1,173 @@
+/* CPUID. SDM 2 "CPUID", AMD APM 3 "Obtaining Processor Information", KVM "KVM CPUID bits"
+ *
+ * Offered is what this core implements and nothing else; the processor presented is an AMD family 15
+ * one, which operating systems drive without model-specific surprises. */
+#include "../irqchip/irqchip.h"
+#include "transfer.h"
+
+enum { EAX_, EBX_, ECX_, EDX_ };
+
+#define SIGNATURE 0x00060fb1u /* family 15, model 107, stepping 1 */
+#define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
+               BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
+#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(31))
+/* FSGSBASE, SMEP, ERMS (REP MOVSB works in bulk here), INVPCID, SMAP; UMIP */
+#define EBX_7 (BIT(0) | BIT(7) | BIT(9) | BIT(10) | BIT(20))
+#define ECX_7 BIT(2)
+/* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
+#define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
+/* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
+#define KVM_FEATURES (BIT(0) | BIT(1) | BIT(3) | BIT(12) | BIT(24))
+#define INDEXED KVS_CPUID_FLAG_SIGNIFICANT_INDEX
+
+/* Caches in both descriptions (leaf 4; AMD 0x80000005 and 6): L1 64 KBytes 2-way, L2 512 KBytes 16-way. */
+static const struct kvs_cpuid_entry2 offered[] = {
+    { .function = 0, .eax = 0x16, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65 }, /* AuthenticAMD */
+    { .function = 1, .eax = SIGNATURE, .ebx = 8 << 8 | 1 << 16, .ecx = (uint32_t)ECX_1, .edx = (uint32_t)EDX_1 },
+    { .function = 2, .eax = 1 },
+    { .function = 4, .index = 0, .flags = INDEXED, .eax = 0x121, .ebx = 63 | 1 << 22, .ecx = 511 },
+    { .function = 4, .index = 1, .flags = INDEXED, .eax = 0x122, .ebx = 63 | 1 << 22, .ecx = 511 },
+    { .function = 4, .index = 2, .flags = INDEXED, .eax = 0x143, .ebx = 63 | 15 << 22, .ecx = 511 },
+    { .function = 4, .index = 3, .flags = INDEXED },
+    { .function = 6, .eax = 4 }, /* ARAT: the APIC timer never stops */
+    { .function = 7, .index = 0, .flags = INDEXED, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7 },
+    { .function = 0xb, .index = 0, .flags = INDEXED, .ebx = 1, .ecx = 0x100 },
+    { .function = 0xb, .index = 1, .flags = INDEXED, .ebx = 1, .ecx = 0x201 },
+    { .function = 0xb, .index = 2, .flags = INDEXED, .ecx = 2 },
+    { .function = 0x15 }, /* filled from the clock of the VM */
+    { .function = 0x16 },
+    { .function = 0x40000000, .eax = 0x40000001, .ebx = 0x4b4d564b, .ecx = 0x564b4d56, .edx = 0x4d }, /* KVMKVMKVM */
+    { .function = 0x40000001, .eax = (uint32_t)KVM_FEATURES },
+    { .function = 0x80000000, .eax = 0x80000008, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65 },
+    { .function = 0x80000001, .eax = SIGNATURE, .ecx = BIT(0), .edx = (uint32_t)EDX_80000001 },
+    { .function = 0x80000002, .eax = 0x536d764b, .ebx = 0x70726168, .ecx = 0x72695620, .edx = 0x6c617574 },
+    { .function = 0x80000003, .eax = 0x55504320 }, /* "KvmSharp Virtual CPU" */
+    { .function = 0x80000004 },
+    { .function = 0x80000005, .eax = 0x01ff01ff, .ebx = 0x01ff01ff, .ecx = 0x40020140, .edx = 0x40020140 },
+    { .function = 0x80000006, .ebx = 0x42004200, .ecx = 0x02008140 },
+    { .function = 0x80000007, .edx = BIT(8) }, /* invariant TSC */
+    { .function = 0x80000008, .eax = MAXPHYADDR | 48 << 8 },
+};
+
+int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
+{
+    uint32_t capacity = *count;
+    *count = (uint32_t)ARRAY_SIZE(offered);
+    if (capacity < ARRAY_SIZE(offered)) return -KVS_ERANGE;
+    memcpy(entries, offered, sizeof offered);
+    return KVS_OK;
+}
+
+static const struct kvs_cpuid_entry2 *find(const struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf)
+{
+    for (uint32_t k = 0; k < c->cpuid_count; k++) {
+        const struct kvs_cpuid_entry2 *e = &c->cpuid[k];
+        if (e->function == leaf && (!(e->flags & INDEXED) || e->index == subleaf)) return e;
+    }
+    return NULL;
+}
+
+bool cpuid_is_amd(const struct kvs_vcpu *c)
+{
+    const struct kvs_cpuid_entry2 *e = find(c, 0, 0);
+    return e && e->ebx == 0x68747541 && e->edx == 0x69746e65 && e->ecx == 0x444d4163;
+}
+
+/* Highest leaf of the range that `leaf` is in; 0: no such range. */
+static uint32_t range_maximum(const struct kvs_vcpu *c, uint32_t leaf)
+{
+    uint32_t first = leaf >= 0x40000000 && leaf < 0x50000000 ? leaf & 0xffffff00u : leaf & 0xffff0000u;
+    const struct kvs_cpuid_entry2 *e = find(c, first, 0);
+    return e ? e->eax : 0;
+}
+
+/* What depends on the vCPU's state or its VM. */
+static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t out[4])
+{
+    switch (leaf) {
+    case 1:
+        out[EBX_] = (out[EBX_] & 0x00ffffffu) | (c->id & 0xff) << 24;
+        out[ECX_] &= ~(uint32_t)BIT(27);
+        if (c->cr4 & CR4_OSXSAVE) out[ECX_] |= BIT(27);
+        if (c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
+        break;
+    case 0x80000001:
+        if (c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
+        break;
+    case 0xb: case 0x1f: out[EDX_] = c->id; break;
+    case 0x15:
+        /* SDM 2 "CPUID", leaf 15H: TSC = crystal * EBX / EAX. The crystal also drives the APIC timer: 1 GHz. */
+        if (out[EAX_] == 0) {
+            out[EAX_] = 1000000;
+            out[EBX_] = (uint32_t)clock_ns_to_tsc(c->vm, 1000000);
+            out[ECX_] = 1000000000;
+        }
+        break;
+    case 0x16:
+        if (out[EAX_] == 0) {
+            out[EAX_] = out[EBX_] = (uint32_t)(clock_ns_to_tsc(c->vm, 1000000) / 1000) & 0xffff;
+            out[ECX_] = 100;
+        }
+        break;
+    default: break;
+    }
+}
+
+void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
+{
+    const struct kvs_cpuid_entry2 *e = find(c, leaf, subleaf);
+    memset(out, 0, 16);
+    if (leaf > range_maximum(c, leaf)) {
+        /* SDM 2 "CPUID": beyond the last leaf Intel answers with the highest basic leaf, AMD with zeros */
+        const struct kvs_cpuid_entry2 *basic = find(c, 0, 0);
+        if (!basic || cpuid_is_amd(c)) return;
+        leaf = basic->eax;
+        e = find(c, leaf, subleaf);
+    }
+    if (e) {
+        out[EAX_] = e->eax;
+        out[EBX_] = e->ebx;
+        out[ECX_] = e->ecx;
+        out[EDX_] = e->edx;
+    } else if (leaf == 0xb || leaf == 0x1f) {
+        out[ECX_] = subleaf & 0xff; /* an invalid level still returns its number and the APIC id */
+        if (!find(c, leaf, 0)) {
+            out[ECX_] = 0;
+            return;
+        }
+    } else {
+        return;
+    }
+    fill_dynamic(c, leaf, out);
+}
+
+static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } feature_bits[] = {
+    { FEAT_FPU, 1, EDX_, 0 }, { FEAT_VME, 1, EDX_, 1 }, { FEAT_DE, 1, EDX_, 2 }, { FEAT_PSE, 1, EDX_, 3 },
+    { FEAT_TSC, 1, EDX_, 4 }, { FEAT_MSR, 1, EDX_, 5 }, { FEAT_PAE, 1, EDX_, 6 }, { FEAT_MCE, 1, EDX_, 7 },
+    { FEAT_CX8, 1, EDX_, 8 }, { FEAT_SEP, 1, EDX_, 11 }, { FEAT_MTRR, 1, EDX_, 12 }, { FEAT_PGE, 1, EDX_, 13 },
+    { FEAT_CMOV, 1, EDX_, 15 }, { FEAT_PAT, 1, EDX_, 16 }, { FEAT_CLFLUSH, 1, EDX_, 19 }, { FEAT_MMX, 1, EDX_, 23 },
+    { FEAT_FXSR, 1, EDX_, 24 }, { FEAT_SSE, 1, EDX_, 25 }, { FEAT_SSE2, 1, EDX_, 26 },
+    { FEAT_SSE3, 1, ECX_, 0 }, { FEAT_PCLMUL, 1, ECX_, 1 }, { FEAT_MONITOR, 1, ECX_, 3 }, { FEAT_SSSE3, 1, ECX_, 9 },
+    { FEAT_CX16, 1, ECX_, 13 }, { FEAT_PCID, 1, ECX_, 17 }, { FEAT_SSE41, 1, ECX_, 19 }, { FEAT_SSE42, 1, ECX_, 20 },
+    { FEAT_X2APIC, 1, ECX_, 21 }, { FEAT_MOVBE, 1, ECX_, 22 }, { FEAT_POPCNT, 1, ECX_, 23 },
+    { FEAT_TSCDEADLINE, 1, ECX_, 24 }, { FEAT_AES, 1, ECX_, 25 }, { FEAT_XSAVE, 1, ECX_, 26 }, { FEAT_RDRAND, 1, ECX_, 30 },
+    { FEAT_FSGSBASE, 7, EBX_, 0 }, { FEAT_BMI1, 7, EBX_, 3 }, { FEAT_SMEP, 7, EBX_, 7 }, { FEAT_BMI2, 7, EBX_, 8 },
+    { FEAT_INVPCID, 7, EBX_, 10 }, { FEAT_RDSEED, 7, EBX_, 18 }, { FEAT_ADX, 7, EBX_, 19 }, { FEAT_SMAP, 7, EBX_, 20 },
+    { FEAT_CLFLUSHOPT, 7, EBX_, 23 }, { FEAT_SHA, 7, EBX_, 29 }, { FEAT_UMIP, 7, ECX_, 2 },
+    { FEAT_LAHF64, 0x80000001, ECX_, 0 }, { FEAT_LZCNT, 0x80000001, ECX_, 5 }, { FEAT_PREFETCHW, 0x80000001, ECX_, 8 },
+    { FEAT_SYSCALL, 0x80000001, EDX_, 11 }, { FEAT_NX, 0x80000001, EDX_, 20 }, { FEAT_1G, 0x80000001, EDX_, 26 },
+    { FEAT_RDTSCP, 0x80000001, EDX_, 27 }, { FEAT_LM, 0x80000001, EDX_, 29 },
+};
+
+void cpuid_changed(struct kvs_vcpu *c)
+{
+    uint64_t features = 0;
+    for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
+        const struct kvs_cpuid_entry2 *e = find(c, feature_bits[k].leaf, 0);
+        if (!e) continue;
+        const uint32_t out[4] = { e->eax, e->ebx, e->ecx, e->edx };
+        if (out[feature_bits[k].reg] >> feature_bits[k].bit & 1) features |= BIT(feature_bits[k].feature);
+    }
+    c->cpuid_features = features;
+    if (c->blocks) vcpu_request(c, REQ_CODE_FLUSH);
+}
