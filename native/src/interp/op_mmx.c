@@ -41,11 +41,21 @@
 #define M_RdMw MMX_M
 #define M_Ey(name, sem, k1, at) SIMD_M_EY(name, sem, at, MMX_M)
 
+#define WRAP_BIN MMX_WRAP
+#define WRAP_PAIR MMX_WRAP
+#define WRAP_OWN MMX_WRAP
+#define MMX_WRAP(name, k1, at) MMX_R(name##_r, sem_##name, k1) M_##k1(name##_m, sem_##name, k1, at)
+#define K_OWN(name, k1, at) SIMD_K(name##_k, sem_##name, k1, SIMD_HOW(k1, at) | SIMD_MMX)
+/* Conversions to XMM touch the x87 state only when the source is an MMX register. */
+#define WRAP_TOXMM(name, k1, at) MMX_R(name##_r, sem_##name, k1) SIMD_M(name##_m, sem_##name, k1, at)
+#define K_TOXMM(name, k1, at)                                                                     \
+    SIMD_K(name##_k, sem_##name, k1, SIMD_HOW(k1, at) | (i->src == INSN_MEM ? 0 : SIMD_MMX))
+
 #define MMX_ROW(shape, name, mnem, feat, map, pp, opc, k0, k1, k2, at)                            \
-    MMX_SHAPE_##shape(name, mnem, k1) MMX_R(name##_r, sem_##name, k1) M_##k1(name##_m, sem_##name, k1, at)
+    MMX_SHAPE_##shape(name, mnem, k1) WRAP_##shape(name, k1, at)
 #define MMX_FP_ROW(shape, name, mnem, feat, map, pp, opc, k0, k1, k2, at)                         \
     MMX_ROW(shape, name, mnem, feat, map, pp, opc, k0, k1, k2, at)                                \
-    SIMD_K(name##_k, sem_##name, k1, SIMD_HOW(k1, at) | SIMD_MMX)
+    K_##shape(name, k1, at)
 #define OPERATION(name, cls, mnem, feat, rd, wr, un)
 #define ENC(name, map, pp, opc, mod, k0, k1, k2, at)
 #define GRP(name, grp, pp, ext, mod, k0, k1, k2, at)
@@ -53,10 +63,6 @@
 #undef OPERATION
 #undef ENC
 #undef GRP
-
-/* SDM 2A "CVTPI2PD": a memory source leaves the x87 state alone. */
-MMX_R(cvtpi2pd_r, sem_cvtpi2pd, Qq)
-SIMD_M(cvtpi2pd_m, sem_cvtpi2pd, Qq, 0)
 
 /* ---- stores ---- */
 #define MSRC (c->fpu.r[i->src & 7])
@@ -99,10 +105,11 @@ MMX_SHIFT_I(pslld_mm_i, "pslld")
 MMX_SHIFT_I(psrlq_mm_i, "psrlq")
 MMX_SHIFT_I(psllq_mm_i, "psllq")
 
-/* SDM 2A "EMMS": all registers become empty; TOP and the contents stay. */
+/* SDM 3A "Effect of MMX Instructions on MMX, x87 FPU and SSE State": EMMS clears TOP as well. */
 OP(emms)
 {
     if (mmx_pending(c)) return op_mf(c, i, budget);
+    mmx_enter(c);
     c->fpu.tags = 0;
     NEXT();
 }

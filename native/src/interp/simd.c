@@ -128,6 +128,7 @@ static NOINLINE int simd_run_checked(struct kvs_vcpu *c, const struct kvs_insn *
         if (st != ST_OK) return st;
         reg = data;
     }
+    if (how & SIMD_MMX) mmx_enter(c); /* this much happens even if it traps */
     /* What any of these instructions can write. */
     uint8_t xmm[16], mmx[16];
     memcpy(xmm, c->fpu.vec[i->dst & 15], 16);
@@ -146,7 +147,6 @@ static NOINLINE int simd_run_checked(struct kvs_vcpu *c, const struct kvs_insn *
     uint32_t raised = flags & unmasked;
     if (!raised) {
         host_mxcsr_set(quiet | ((guest | flags) & MXCSR_FLAGS));
-        if (how & SIMD_MMX) mmx_enter(c);
         return ST_OK;
     }
     memcpy(c->fpu.vec[i->dst & 15], xmm, 16);

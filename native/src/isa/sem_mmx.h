@@ -23,6 +23,7 @@
 #define MMX_SHAPE_BIN(name, mnem, k1) MMX_SHAPE(name, k1, mnem " %%xmm1,%%xmm0")
 #define MMX_SHAPE_PAIR(name, mnem, k1) MMX_SHAPE(name, k1, "punpcklqdq %%xmm1,%%xmm0\n\t" mnem " %%xmm0,%%xmm0")
 #define MMX_SHAPE_OWN(name, mnem, k1)
+#define MMX_SHAPE_TOXMM(name, mnem, k1)
 
 MMX_SHAPE(punpckhbw_mm, Qq, "punpcklbw %%xmm1,%%xmm0\n\tpsrldq $8,%%xmm0")
 MMX_SHAPE(punpckhwd_mm, Qq, "punpcklwd %%xmm1,%%xmm0\n\tpsrldq $8,%%xmm0")
