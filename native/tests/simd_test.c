@@ -236,10 +236,10 @@ static void one(struct kvs_vcpu *c, const struct test_row *r, bool memory, bool 
     memset(insn, 0, sizeof insn);
     lower(c, &d, mode, 0, insn);
     insn[1].fn = done;
-    mxcsr_enter(c);
+    host_mxcsr_set(mxcsr | MXCSR_MASKS);
     int st = insn[0].fn(c, insn, 0);
     uint32_t after = mxcsr_read(c);
-    mxcsr_leave(c);
+    host_mxcsr_set(saved);
     from_vcpu(c, after, &ours);
 
     bool our_trap = st == ST_FAULT && c->exc.pending && c->exc.vector == EXC_XM;

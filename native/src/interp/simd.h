@@ -8,7 +8,7 @@
  * the checked form of those with A_FP. Never NULL. */
 kvs_handler simd_handler(const struct decoded *d, uint32_t mode);
 
-/* ---- MXCSR in the host register ---- */
+/* ---- MXCSR in the host register: the guest's while c->running and guest code may run ---- */
 static inline uint32_t host_mxcsr_get(void)
 {
     uint32_t v;
@@ -16,18 +16,6 @@ static inline uint32_t host_mxcsr_get(void)
     return v;
 }
 static inline void host_mxcsr_set(uint32_t v) { __asm__ volatile("ldmxcsr %0" : : "m"(v)); }
-/* Entering and leaving guest code (kvs_vcpu_run). Between them mxcsr_read and mxcsr_write use the
- * host register, which c->running must say: set it before entering, clear it after leaving. */
-static inline void mxcsr_enter(struct kvs_vcpu *c)
-{
-    c->saved_host_mxcsr = host_mxcsr_get();
-    host_mxcsr_set(c->fpu.mxcsr | MXCSR_MASKS);
-}
-static inline void mxcsr_leave(struct kvs_vcpu *c)
-{
-    c->fpu.mxcsr = (host_mxcsr_get() & ~MXCSR_MASKS) | (c->fpu.mxcsr & MXCSR_MASKS);
-    host_mxcsr_set(c->saved_host_mxcsr);
-}
 #define MXCSR_WRITABLE 0xffffu /* what FXSAVE gives as MXCSR_MASK */
 #define MXCSR_FTZ 0x8000u
 
