@@ -137,14 +137,42 @@ static void wait_for_request(struct kvs_vcpu *c)
     pthread_mutex_unlock(&c->wait_lock);
 }
 
+/* INIT and SIPI write mp_state from other threads: a transition of ours must not undo theirs. */
+static void mp_change(struct kvs_vcpu *c, uint32_t from, uint32_t to)
+{
+    atomic_compare_exchange_strong(&c->mp_state, &from, to);
+}
+
+/* INIT resets; the BSP then runs from the reset vector, the others wait for SIPI.
+ * SDM 3A "MP Initialization Protocol Algorithm for MP Systems" */
+static bool init_sipi(struct kvs_vcpu *c, uint32_t state)
+{
+    if (state == KVS_MP_STATE_SIPI_RECEIVED) {
+        vcpu_init_reset(c);
+        load_segment_real(c, SEG_CS, (uint16_t)(c->sipi_vector << 8));
+        c->rip = 0;
+        segments_changed(c);
+        mp_change(c, state, KVS_MP_STATE_RUNNABLE);
+        return true;
+    }
+    if (state == KVS_MP_STATE_INIT_RECEIVED && c->id == 0) {
+        vcpu_init_reset(c);
+        mp_change(c, state, KVS_MP_STATE_RUNNABLE);
+        return true;
+    }
+    return false;
+}
+
 static enum verdict halted(struct kvs_vcpu *c)
 {
-    if (atomic_load(&c->mp_state) == KVS_MP_STATE_HALTED && wakes(c)) {
-        atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+    uint32_t state = atomic_load(&c->mp_state);
+    if (state == KVS_MP_STATE_HALTED && wakes(c)) {
+        mp_change(c, KVS_MP_STATE_HALTED, KVS_MP_STATE_RUNNABLE);
         return GO_ON;
     }
+    if (init_sipi(c, state)) return GO_ON;
     if (!c->lapic) {
-        if (atomic_load(&c->mp_state) == KVS_MP_STATE_HALTED) atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+        mp_change(c, KVS_MP_STATE_HALTED, KVS_MP_STATE_RUNNABLE);
         return exit_with(c, KVS_EXIT_HLT);
     }
     c->stats.halts++;
@@ -303,8 +331,7 @@ static enum verdict after(struct kvs_vcpu *c, int st)
         uint64_t dr6 = c->pending_dbg;
         if (c->int_shadow == 1) return GO_ON; /* held back by MOV SS */
         c->pending_dbg = 0;
-        raise_vector(c, EXC_DB);
-        c->exc.payload = dr6;
+        raise_debug(c, dr6);
     }
     return GO_ON;
 }

@@ -52,6 +52,7 @@ struct kvs_vm {
     pthread_cond_t sync_cond;
     _Atomic uint32_t quiesced;
     _Atomic bool destroyed;
+    _Atomic uint64_t host_timer;    /* deadline of KVS_EXIT_HOST_TIMER, ~0 none */
     uint64_t idle_ns;               /* virtual clock: idle time jumped over */
 };
 

@@ -277,8 +277,7 @@ static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, ui
             since = 0;
         } else if (d.attr & A_END) {
             bd->ended = true;
-            if (o->fn == op_jmp || o->fn == op_call || o->fn == op_jmp_ind || o->fn == op_call_ind || o->fn == op_ret ||
-                o->fn == op_loop || o->fn == op_loope || o->fn == op_loopne || o->fn == op_jcxz) {
+            if (d.attr & A_BRANCH) {
                 o->since = (uint8_t)since;
                 since = 0;
             }

@@ -82,6 +82,16 @@ static ALWAYS_INLINE uint8_t *insn_probe(const struct kvs_vcpu *c, const struct 
 {
     return LIKELY(i->seg & INSN_FAST) ? tlb_probe(c, kind, insn_ea(c, i), size) : NULL;
 }
+/*
+ * In handlers that lower.c picks only for INSN_FAST operands: declares T *p, the host address of the
+ * operand, or goes on in the slow twin.
+ */
+#define FAST_HOST_AT(T, p, kind, la, slow)                                                        \
+    const uint64_t p##_la = (la);                                                                 \
+    const struct tlb_entry *p##_e = &c->tlb->e[kind][tlb_index(p##_la)];                          \
+    if (UNLIKELY((p##_la ^ p##_e->tag) > PAGE_SIZE - sizeof(T))) return slow(c, i, budget);       \
+    T *p = (T *)(uintptr_t)(p##_la + p##_e->addend)
+#define FAST_HOST(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea(c, i), slow)
 /* Memory operand of i through every check. ST_OK, ST_FAULT or ST_EXIT. */
 static inline int insn_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t size)
 {

@@ -67,20 +67,20 @@ enum unary_form { UR, UM, UM_SLOW, ULOCK, UNARY_FORMS };
 static const kvs_handler unary_handlers[][UNARY_FORMS][4] = { UNARY_ROW(inc), UNARY_ROW(dec), UNARY_ROW(neg), UNARY_ROW(not) };
 
 enum shift_form { SI, SC, SM, SM_SLOW, SHIFT_FORMS };
-#define SHIFT_ROW(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow) }
+#define SHIFT_LIST(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow) }
 static const kvs_handler shift_handlers[][SHIFT_FORMS][4] = {
-    SHIFT_ROW(rol), SHIFT_ROW(ror), SHIFT_ROW(rcl), SHIFT_ROW(rcr), SHIFT_ROW(shl), SHIFT_ROW(shr), SHIFT_ROW(sar),
+    SHIFT_LIST(rol), SHIFT_LIST(ror), SHIFT_LIST(rcl), SHIFT_LIST(rcr), SHIFT_LIST(shl), SHIFT_LIST(shr), SHIFT_LIST(sar),
 };
 
 /* [source 8, 16, 32][destination 16, 32, 64][register, memory, memory slow] */
-#define EXTEND_DECL(name) OP(name##_r); OP(name##_m); OP(name##_m_slow);
-#define EXTEND_ROW(name) { op_##name##_r, op_##name##_m, op_##name##_m_slow }
-#define EXTEND3(X, name) X(name##_16) X(name##_32) X(name##_64)
-EXTEND3(EXTEND_DECL, movzx8) EXTEND3(EXTEND_DECL, movzx16)
-EXTEND3(EXTEND_DECL, movsx8) EXTEND3(EXTEND_DECL, movsx16) EXTEND3(EXTEND_DECL, movsx32)
-#define EXTEND3_ROW(name) { EXTEND_ROW(name##_16), EXTEND_ROW(name##_32), EXTEND_ROW(name##_64) }
-static const kvs_handler movzx_handlers[2][3][3] = { EXTEND3_ROW(movzx8), EXTEND3_ROW(movzx16) };
-static const kvs_handler movsx_handlers[3][3][3] = { EXTEND3_ROW(movsx8), EXTEND3_ROW(movsx16), EXTEND3_ROW(movsx32) };
+#define SX_DECL(name) OP(name##_r); OP(name##_m); OP(name##_m_slow);
+#define SX_ROW(name) { op_##name##_r, op_##name##_m, op_##name##_m_slow }
+#define SX3(X, name) X(name##_16) X(name##_32) X(name##_64)
+SX3(SX_DECL, movzx8) SX3(SX_DECL, movzx16)
+SX3(SX_DECL, movsx8) SX3(SX_DECL, movsx16) SX3(SX_DECL, movsx32)
+#define SX3_ROW(name) { SX_ROW(name##_16), SX_ROW(name##_32), SX_ROW(name##_64) }
+static const kvs_handler movzx_handlers[2][3][3] = { SX3_ROW(movzx8), SX3_ROW(movzx16) };
+static const kvs_handler movsx_handlers[3][3][3] = { SX3_ROW(movsx8), SX3_ROW(movsx16), SX3_ROW(movsx32) };
 
 static const kvs_handler help_handlers[OP_COUNT] = {
 #define LIST_HELP(name) [OP_##name] = op_##name,

@@ -23,8 +23,7 @@
     }                                                                                             \
     OP(name##_m)                                                                                  \
     {                                                                                             \
-        const S *p = (const S *)insn_probe(c, i, TLB_R, sizeof(S));                               \
-        if (UNLIKELY(!p)) return op_##name##_m_slow(c, i, budget);                                \
+        FAST_HOST(S, p, TLB_R, op_##name##_m_slow);                                               \
         S v = *p;                                                                                 \
         assign;                                                                                   \
         NEXT();                                                                                   \

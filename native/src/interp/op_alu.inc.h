@@ -31,8 +31,7 @@
     }                                                                                             \
     OP(N(op, _rm))                                                                                \
     {                                                                                             \
-        const T *p = (const T *)insn_probe(c, i, TLB_R, BYTES);                                   \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _rm_slow)(c, i, budget);                         \
+        FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _rm_slow));      \
         SET(i->dst, SEM(op)(&c->fl, GET(i->dst), *p));                                            \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -46,8 +45,7 @@
     }                                                                                             \
     OP(N(op, _mr))                                                                                \
     {                                                                                             \
-        T *p = (T *)insn_probe(c, i, TLB_W, BYTES);                                               \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _mr_slow)(c, i, budget);                         \
+        FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _mr_slow));      \
         *p = SEM(op)(&c->fl, *p, GET(i->src));                                                    \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -61,8 +59,7 @@
     }                                                                                             \
     OP(N(op, _mi))                                                                                \
     {                                                                                             \
-        T *p = (T *)insn_probe(c, i, TLB_W, BYTES);                                               \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _mi_slow)(c, i, budget);                         \
+        FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _mi_slow));      \
         *p = SEM(op)(&c->fl, *p, (T)i->imm);                                                      \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -106,22 +103,19 @@ ALU2_FORMS(xor)
     }                                                                                             \
     OP(N(op, _rm))                                                                                \
     {                                                                                             \
-        const T *p = (const T *)insn_probe(c, i, TLB_R, BYTES);                                   \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _m_slow)(c, i, budget);                          \
+        FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
         SEM(op)(&c->fl, GET(i->dst), *p);                                                         \
         NEXT();                                                                                   \
     }                                                                                             \
     OP(N(op, _mr))                                                                                \
     {                                                                                             \
-        const T *p = (const T *)insn_probe(c, i, TLB_R, BYTES);                                   \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _m_slow)(c, i, budget);                          \
+        FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
         SEM(op)(&c->fl, *p, GET(i->src));                                                         \
         NEXT();                                                                                   \
     }                                                                                             \
     OP(N(op, _mi))                                                                                \
     {                                                                                             \
-        const T *p = (const T *)insn_probe(c, i, TLB_R, BYTES);                                   \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _m_slow)(c, i, budget);                          \
+        FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
         SEM(op)(&c->fl, *p, (T)i->imm);                                                           \
         NEXT();                                                                                   \
     }
@@ -140,8 +134,7 @@ CMP_FORMS(test)
     }                                                                                             \
     OP(N(op, _m))                                                                                 \
     {                                                                                             \
-        T *p = (T *)insn_probe(c, i, TLB_W, BYTES);                                               \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _m_slow)(c, i, budget);                          \
+        FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
         *p = SEM(op)(&c->fl, *p);                                                                 \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -180,8 +173,7 @@ UNARY_FORMS(not)
     }                                                                                             \
     OP(N(op, _m))                                                                                 \
     {                                                                                             \
-        T *p = (T *)insn_probe(c, i, TLB_W, BYTES);                                               \
-        if (UNLIKELY(!p)) return CAT(op_##op, W, _m_slow)(c, i, budget);                          \
+        FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
         *p = SEM(op)(&c->fl, *p, i->src == RCX ? REG8(RCX * 8) : (uint8_t)i->imm);                \
         NEXT();                                                                                   \
     }
@@ -204,8 +196,7 @@ OPX(N(mov, _rm_slow))
 }
 OP(N(mov, _rm))
 {
-    const T *p = (const T *)insn_probe(c, i, TLB_R, BYTES);
-    if (UNLIKELY(!p)) return N(op_mov, _rm_slow)(c, i, budget);
+    FAST_HOST(T, p, TLB_R, N(op_mov, _rm_slow));
     SET(i->dst, *p);
     NEXT();
 }
@@ -216,15 +207,13 @@ OPX(N(mov, _m_slow))
 }
 OP(N(mov, _mr))
 {
-    T *p = (T *)insn_probe(c, i, TLB_W, BYTES);
-    if (UNLIKELY(!p)) return N(op_mov, _m_slow)(c, i, budget);
+    FAST_HOST(T, p, TLB_W, N(op_mov, _m_slow));
     *p = GET(i->src);
     NEXT();
 }
 OP(N(mov, _mi))
 {
-    T *p = (T *)insn_probe(c, i, TLB_W, BYTES);
-    if (UNLIKELY(!p)) return N(op_mov, _m_slow)(c, i, budget);
+    FAST_HOST(T, p, TLB_W, N(op_mov, _m_slow));
     *p = (T)i->imm;
     NEXT();
 }

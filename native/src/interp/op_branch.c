@@ -276,8 +276,7 @@ OP(call)
     budget -= i->since;
     if (UNLIKELY(!is_code64(c) || !(c->mode & MODE_FLAT))) return call_slow(c, i, budget);
     uint64_t sp = c->gpr[RSP] - 8;
-    uint8_t *p = tlb_probe(c, TLB_W, sp, 8);
-    if (UNLIKELY(!p)) return call_slow(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_W, sp, call_slow);
     st64(p, c->gpr[GPR_RIPBASE] + i->off + i->len);
     c->gpr[RSP] = sp;
     TAKE_BRANCH();
@@ -311,8 +310,7 @@ OP(call_ind)
     budget -= i->since;
     if (UNLIKELY(i->dst == INSN_MEM || !is_code64(c) || !(c->mode & MODE_FLAT))) return call_ind_slow(c, i, budget);
     uint64_t sp = c->gpr[RSP] - 8, rip = c->gpr[i->dst];
-    uint8_t *p = tlb_probe(c, TLB_W, sp, 8);
-    if (UNLIKELY(!p)) return call_ind_slow(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_W, sp, call_ind_slow);
     st64(p, c->gpr[GPR_RIPBASE] + i->off + i->len);
     c->gpr[RSP] = sp;
     c->rip = rip;
@@ -368,8 +366,7 @@ OP(ret)
 {
     budget -= i->since;
     if (UNLIKELY(!is_code64(c) || !(c->mode & MODE_FLAT))) return ret_slow(c, i, budget);
-    const uint8_t *p = tlb_probe(c, TLB_R, c->gpr[RSP], 8);
-    if (UNLIKELY(!p)) return ret_slow(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_R, c->gpr[RSP], ret_slow);
     c->rip = ld64(p);
     c->gpr[RSP] += 8 + i->imm;
     return op_dispatch(c, i, budget);

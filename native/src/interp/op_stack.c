@@ -38,8 +38,7 @@ OPX(push)
 OP(push64)
 {
     uint64_t sp = c->gpr[RSP] - 8;
-    uint8_t *p = tlb_probe(c, TLB_W, sp, 8);
-    if (UNLIKELY(!p)) return op_push(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_W, sp, op_push);
     st64(p, c->gpr[i->dst]);
     c->gpr[RSP] = sp;
     NEXT();
@@ -48,8 +47,7 @@ OPX(push_i) { return push(c, i->imm, INSN_OSIZE(i)); }
 OP(push64_i)
 {
     uint64_t sp = c->gpr[RSP] - 8;
-    uint8_t *p = tlb_probe(c, TLB_W, sp, 8);
-    if (UNLIKELY(!p)) return op_push_i(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_W, sp, op_push_i);
     st64(p, i->imm);
     c->gpr[RSP] = sp;
     NEXT();
@@ -72,8 +70,7 @@ OPX(pop)
 }
 OP(pop64)
 {
-    const uint8_t *p = tlb_probe(c, TLB_R, c->gpr[RSP], 8);
-    if (UNLIKELY(!p)) return op_pop(c, i, budget);
+    FAST_HOST_AT(uint64_t, p, TLB_R, c->gpr[RSP], op_pop);
     uint64_t v = ld64(p);
     c->gpr[RSP] += 8;
     c->gpr[i->dst] = v;

@@ -85,6 +85,7 @@ enum opkind {
 #define A_SYS BIT(15)    /* cannot run in user mode or touches system state: not for the oracle */
 #define A_HLE BIT(16)    /* XACQUIRE/XRELEASE prefixes are ignored here */
 #define A_W0OSZ BIT(17)  /* operand size is 32, or 64 with REX.W; 66 does not matter */
+#define A_BRANCH BIT(19) /* near branch: counts itself; its handler is in op_branch.c */
 #define A_NOFAULT BIT(18) /* memory operand is not accessed (LEA, NOP, prefetch, INVLPG) */
 
 enum op {
