@@ -119,6 +119,7 @@ struct rmw {
     uint8_t *host;      /* LOCKed: operate here with a host atomic; NULL: the value is in data */
     uint64_t la;
     uint32_t size, part_count;
+    bool stopped;       /* the other vCPUs are stopped until vrmw_end_locked */
     struct mem_part part[2];
     _Alignas(16) uint8_t data[16];
 };

@@ -36,6 +36,12 @@ void vrmw_end(struct kvs_vcpu *c)
     access_code_check(c, c->rmw.part, c->rmw.part_count, code);
 }
 
+static void rmw_go_on(struct kvs_vcpu *c)
+{
+    if (c->rmw.stopped) vm_sync_end(c->vm);
+    c->rmw.stopped = false;
+}
+
 /*
  * SDM 3A "Bus Locking", "Software Controlled Bus Locking". Only inside a cache line is a host atomic
  * used: a split lock costs the whole host dearly and may even be refused there.
@@ -61,10 +67,14 @@ int vrmw_begin_locked(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t s
             return ST_OK;
         }
     }
-    vm_sync_begin(c->vm, c);
-    tlb_catch_up(c);
+    /* A single vCPU has the machine to itself. */
+    m->stopped = atomic_load(&c->vm->vcpu_count) > 1;
+    if (m->stopped) {
+        vm_sync_begin(c->vm, c);
+        tlb_catch_up(c);
+    }
     st = rmw_load(c);
-    if (st) vm_sync_end(c->vm);
+    if (UNLIKELY(st)) rmw_go_on(c);
     return st;
 }
 
@@ -72,7 +82,7 @@ void vrmw_end_locked(struct kvs_vcpu *c)
 {
     if (c->rmw.host) return;
     uint32_t code = rmw_store(c);
-    vm_sync_end(c->vm);
+    rmw_go_on(c);
     access_code_check(c, c->rmw.part, c->rmw.part_count, code); /* may stop the world itself */
 }
 

@@ -25,22 +25,24 @@ struct walk {
 
 static inline bool nx_on(const struct kvs_vcpu *c) { return (c->efer & EFER_NX) && (c->cr4 & CR4_PAE); }
 
-/* A table outside memory reads as not present, as under KVM. */
-static bool entry_read(struct kvs_vcpu *c, uint64_t gpa, uint32_t bytes, struct step *s)
+/* A table outside memory reads as not present, as under KVM. near: the slot of the table above, or NULL. */
+static ALWAYS_INLINE bool entry_read(struct kvs_vcpu *c, uint64_t gpa, bool wide, struct memslot *near, struct step *s)
 {
     gpa &= atomic_load_explicit(&c->vm->a20_mask, memory_order_relaxed);
-    struct memslot *slot = memslot_find(c->vm, gpa);
-    if (UNLIKELY(!slot)) return false;
-    s->slot = slot;
+    if (!near || UNLIKELY(gpa - near->gpa >= near->size)) {
+        near = memslot_find(c->vm, gpa);
+        if (UNLIKELY(!near)) return false;
+    }
+    s->slot = near;
     s->gpa = gpa;
-    s->host = slot->host + (gpa - slot->gpa);
-    s->value = bytes == 8 ? atomic_load_explicit((_Atomic uint64_t *)s->host, memory_order_relaxed)
-                          : atomic_load_explicit((_Atomic uint32_t *)s->host, memory_order_relaxed);
+    s->host = near->host + (gpa - near->gpa);
+    s->value = wide ? atomic_load_explicit((_Atomic uint64_t *)s->host, memory_order_relaxed)
+                    : atomic_load_explicit((_Atomic uint32_t *)s->host, memory_order_relaxed);
     return true;
 }
 
 /* Bits that must be zero in a present entry. SDM 3A "Reserved Bits" under each paging mode */
-static uint64_t reserved_bits(const struct kvs_vcpu *c, bool wide, bool is_long, uint32_t level, bool leaf)
+static ALWAYS_INLINE uint64_t reserved_bits(const struct kvs_vcpu *c, bool wide, bool is_long, uint32_t level, bool leaf)
 {
     if (!wide) return level == 2 && leaf ? BIT(21) : 0; /* PSE-36: bits 13-20 are address bits 32-39 */
     uint64_t r = is_long ? (BIT(52) - 1) & ~PHYS_MASK : (BIT(63) - 1) & ~PHYS_MASK;
@@ -50,34 +52,29 @@ static uint64_t reserved_bits(const struct kvs_vcpu *c, bool wide, bool is_long,
     return r;
 }
 
-/* 0, or the P and RSVD bits of the error code plus 1 << 31: the walk found no page. */
+/* 0, or the P and RSVD bits of the error code plus WALK_FAULT: the walk found no page. */
 #define WALK_FAULT 0x80000000u
-static uint32_t walk_tables(struct kvs_vcpu *c, uint64_t la, struct walk *w)
+static ALWAYS_INLINE uint32_t walk_levels(struct kvs_vcpu *c, uint64_t la, uint64_t table, uint32_t top,
+                                          bool wide, bool is_long, struct walk *w)
 {
-    const bool is_long = is_long_mode(c);
-    const bool wide = is_long || (c->cr4 & CR4_PAE);
     const uint32_t index_bits = wide ? 9 : 10, bytes = wide ? 8 : 4;
-    uint32_t level = is_long ? 4 : 2;
-    uint64_t table = is_long ? c->cr3 & PHYS_MASK & ~(uint64_t)PAGE_MASK : c->cr3 & 0xfffff000u;
-    if (wide && !is_long) {
-        uint64_t pdpte = c->pdptr[la >> 30 & 3];
-        if (!(pdpte & PTE_P)) return WALK_FAULT;
-        table = pdpte & PHYS_MASK & ~(uint64_t)PAGE_MASK;
-    }
+    struct memslot *near = NULL;
+    uint64_t rights = ~0ull, any = 0;
     w->steps = 0;
-    w->rights = ~0ull;
-    w->nx = false;
-    for (;; level--) {
+    for (uint32_t level = top;; level--) {
         const uint32_t shift = PAGE_SHIFT + index_bits * (level - 1);
         struct step *s = &w->step[w->steps++];
-        if (!entry_read(c, table + (la >> shift & ((1u << index_bits) - 1)) * bytes, bytes, s)) return WALK_FAULT;
+        if (UNLIKELY(!entry_read(c, table + (la >> shift & ((1u << index_bits) - 1)) * bytes, wide, near, s))) return WALK_FAULT;
+        near = s->slot;
         const uint64_t e = s->value;
         if (!(e & PTE_P)) return WALK_FAULT;
         const bool leaf = level == 1 || ((e & PTE_PS) && level < 4 && (wide || (c->cr4 & CR4_PSE)));
         if (UNLIKELY(e & reserved_bits(c, wide, is_long, level, leaf))) return WALK_FAULT | PF_P | PF_RSVD;
-        w->rights &= e;
-        if (wide) w->nx |= e >> 63;
+        rights &= e;
+        any |= e;
         if (leaf) {
+            w->rights = rights;
+            w->nx = wide && any >> 63;
             w->page_bits = shift;
             if (wide) w->base = e & PHYS_MASK & ~(BIT(shift) - 1);
             else if (level == 1) w->base = e & 0xfffff000u;
@@ -88,8 +85,18 @@ static uint32_t walk_tables(struct kvs_vcpu *c, uint64_t la, struct walk *w)
     }
 }
 
+static uint32_t walk_tables(struct kvs_vcpu *c, uint64_t la, struct walk *w)
+{
+    if (LIKELY(is_long_mode(c)))
+        return walk_levels(c, la, c->cr3 & PHYS_MASK & ~(uint64_t)PAGE_MASK, 4, true, true, w);
+    if (!(c->cr4 & CR4_PAE)) return walk_levels(c, la, c->cr3 & 0xfffff000u, 2, false, false, w);
+    uint64_t pdpte = c->pdptr[la >> 30 & 3];
+    if (!(pdpte & PTE_P)) return WALK_FAULT;
+    return walk_levels(c, la, pdpte & PHYS_MASK & ~(uint64_t)PAGE_MASK, 2, true, false, w);
+}
+
 /* SDM 3A "Determination of Access Rights" */
-static bool allowed(const struct kvs_vcpu *c, const struct walk *w, int access, bool user, bool ac)
+static inline bool allowed(const struct kvs_vcpu *c, const struct walk *w, int access, bool user, bool ac)
 {
     const bool user_page = w->rights & PTE_U;
     if (access == ACC_X) {
@@ -181,7 +188,7 @@ int mmu_load_pdptrs(struct kvs_vcpu *c, uint64_t cr3)
     uint64_t value[4];
     for (uint32_t n = 0; n < 4; n++) {
         struct step s;
-        if (!entry_read(c, (cr3 & 0xffffffe0u) + 8 * n, 8, &s)) return -1;
+        if (!entry_read(c, (cr3 & 0xffffffe0u) + 8 * n, true, NULL, &s)) return -1;
         if ((s.value & PTE_P) && (s.value & reserved)) return -1;
         value[n] = s.value;
     }
