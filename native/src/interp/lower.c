@@ -289,6 +289,7 @@ void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t 
     out->dst = operand_field(d, k[0]);
     out->src = operand_field(d, k[1]);
     if (d->is_mem) address(d, mode, off, out);
+    if (d->attr & A_X87) out->imm = (d->opcode & 7u) << 8 | d->modrm; /* FOP */
     kvs_handler h = unavailable(d, mode);
     if (h) {
         out->fn = h;

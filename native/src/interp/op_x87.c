@@ -85,20 +85,13 @@ void x87_image_commit(struct fpu *f, const struct x87_image *img)
     for (uint32_t k = 0; k < 8; k++) memcpy(f->r[st_index(f, k)], img->st[k], 10);
 }
 
-static bool not_done(int st) { return st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN; }
-/* After a store that went through every check: it may have hit decoded code or a device. */
-static int stored(const struct kvs_vcpu *c, int st)
-{
-    return st == ST_OK && (c->write_count | c->code_modified) ? ST_END : st;
-}
-
 static bool opc_uses_flags(uint32_t opc)
 {
-    uint32_t byte = opc >> 8, reg = opc >> 3 & 7;
+    uint32_t byte = opc >> 8 & 7, reg = opc >> 3 & 7;
     return (opc & 0xc0) == 0xc0 && (byte == 3 || byte == 7) && (reg == 5 || reg == 6);
 }
 
-static NOINLINE int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t opc, int size)
+NOINLINE int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t opc, int size)
 {
     struct fpu *f = &c->fpu;
     struct x87_image img;
@@ -106,14 +99,15 @@ static NOINLINE int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint
     uint32_t status = flags_status(c);
     int st = ST_OK;
     if (x87_pending(f)) return raise_vector(c, EXC_MF);
-    if (size > 0 && (st = insn_read(c, i, mem, (uint32_t)size)) != ST_OK) return st;
+    if (opc & OPC_FETCHED) memcpy(mem, c->rmw.data, sizeof mem);
+    else if (size > 0 && (st = insn_read(c, i, mem, (uint32_t)size)) != ST_OK) return st;
     x87_host_run(f, opc, mem, &status, &img);
     /* Unmasked invalid, overflow and underflow store nothing and pop nothing.
      * SDM 1 "x87 FPU Exception Conditions" */
     if (size < 0 && !(img.sw & ~(uint32_t)f->fcw & (FSW_IE | FSW_OE | FSW_UE))) {
         st = insn_write(c, i, mem, (uint32_t)-size);
-        if (not_done(st)) return st;
-        st = stored(c, st);
+        if (x87_not_done(st)) return st;
+        st = x87_stored(c, st);
     }
     x87_image_commit(f, &img);
     if (opc_uses_flags(opc)) flags_set_status(c, status);
@@ -127,6 +121,13 @@ int x87_slow(OPARGS, uint32_t opc, int size)
     int st = x87_whole(c, i, opc, size);
     if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);
     NEXT();
+}
+
+int x87_fetch(OPARGS, uint32_t size, x87_body *body)
+{
+    int st = x87_pending(&c->fpu) ? raise_vector(c, EXC_MF) : insn_read(c, i, c->rmw.data, size);
+    if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);
+    return body(c, i, budget, c->rmw.data);
 }
 
 void x87_host_clean(void)
@@ -250,13 +251,13 @@ OPX(fldcw)
 OPX(fnstcw)
 {
     UNUSED_OPARGS;
-    return stored(c, insn_write(c, i, &c->fpu.fcw, 2));
+    return x87_stored(c, insn_write(c, i, &c->fpu.fcw, 2));
 }
 
 OPX(fnstsw_m16)
 {
     UNUSED_OPARGS;
-    return stored(c, insn_write(c, i, &c->fpu.fsw, 2));
+    return x87_stored(c, insn_write(c, i, &c->fpu.fsw, 2));
 }
 
 OP(fnstsw_ax)
@@ -296,10 +297,10 @@ OPX(fnstenv)
     uint8_t env[28];
     uint32_t size = x87_env_store(&c->fpu, INSN_OSIZE(i), real_layout(c), env);
     int st = insn_write(c, i, env, size);
-    if (not_done(st)) return st;
+    if (x87_not_done(st)) return st;
     c->fpu.fcw |= FSW_FLAGS; /* all masked, so ES and B go too */
     x87_update_es(&c->fpu);
-    return stored(c, st);
+    return x87_stored(c, st);
 }
 
 OPX(frstor)
@@ -324,9 +325,9 @@ OPX(fnsave)
     uint32_t size = x87_env_store(f, INSN_OSIZE(i), real_layout(c), image);
     for (uint32_t k = 0; k < 8; k++) memcpy(image + size + 10 * k, st_reg(f, k), 10);
     int st = insn_write(c, i, image, size + 80);
-    if (not_done(st)) return st;
+    if (x87_not_done(st)) return st;
     x87_init(f);
-    return stored(c, st);
+    return x87_stored(c, st);
 }
 
 /* 8087 and 80287 control instructions: NOPs that do not wait. SDM 3B "Obsolete Instructions and Undefined Opcodes" */

@@ -17,11 +17,11 @@
 
 /* A flag the guest does not mask: forget the result and let the host do it with the guest's masks. */
 #define UNMASKED(sw) UNLIKELY((sw) & ~(uint32_t)f->fcw & FSW_FLAGS)
-#define REDO_IF_UNMASKED(sw, opc, size)                                       \
+#define REDO_IF_UNMASKED(sw, redo)                                            \
     if (UNMASKED(sw)) {                                                       \
         __asm__ volatile("fstp %st(0)");                                      \
         host_end();                                                           \
-        X87_SLOW(opc, size);                                                  \
+        redo;                                                                 \
     }
 #define STORE_RESULT(reg) __asm__ volatile("fstpt %0" : "=m"(HOST_REG(reg)))
 
@@ -37,7 +37,7 @@
         host_begin(f);                                                        \
         __asm__ volatile("fldt %1; fldt %2; " insn "; fnstsw %0"              \
                          : "=a"(sw) : "m"(HOST_REG(dst)), "m"(HOST_REG(src))); \
-        REDO_IF_UNMASKED(sw, (opc) + num, 0)                                  \
+        REDO_IF_UNMASKED(sw, X87_SLOW((opc) + num, 0))                                  \
         STORE_RESULT(dst);                                                    \
         host_end();                                                           \
         host_flags(f, sw, 0);                                                 \
@@ -68,18 +68,16 @@ STI_POP(fdivrp, HOST_DIVRP, 0xf0)
 STI_POP(fdivp, HOST_DIVP, 0xf8)
 
 #define MEMORY(name, insn, size, opc)                                         \
-    OP(name)                                                                  \
+    OP_LOAD(name, size)                                                       \
     {                                                                         \
         struct fpu *f = &c->fpu;                                              \
         uint16_t sw;                                                          \
-        const uint8_t *p = insn_probe(c, i, TLB_R, size);                     \
-        if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f)))                 \
-            X87_SLOW(opc, size);                                              \
+        if (UNLIKELY(!st_full(f, 0) || x87_strict(f))) X87_SLOW_LOAD(opc, size); \
         uint8_t *dst = st_reg(f, 0);                                          \
         host_begin(f);                                                        \
         __asm__ volatile("fldt %1; " insn " %2; fnstsw %0"                    \
                          : "=a"(sw) : "m"(HOST_REG(dst)), "m"(*(const uint8_t (*)[size])p)); \
-        REDO_IF_UNMASKED(sw, opc, size)                                       \
+        REDO_IF_UNMASKED(sw, X87_SLOW_LOAD(opc, size))                                       \
         STORE_RESULT(dst);                                                    \
         host_end();                                                           \
         host_flags(f, sw, 0);                                                 \
@@ -108,7 +106,7 @@ MEMORY_ALL(divr, "divr", 7)
         uint8_t *dst = st_reg(f, 0);                                          \
         host_begin(f);                                                        \
         __asm__ volatile("fldt %1; " insn "; fnstsw %0" : "=a"(sw) : "m"(HOST_REG(dst))); \
-        REDO_IF_UNMASKED(sw, OPC(0xd9, modrm), 0)                             \
+        REDO_IF_UNMASKED(sw, X87_SLOW(OPC(0xd9, modrm), 0))                             \
         STORE_RESULT(dst);                                                    \
         host_end();                                                           \
         host_flags(f, sw, codes);                                             \
@@ -138,7 +136,7 @@ UNARY(fcos, "fcos", 0xff, FSW_C2)
         host_begin(f);                                                        \
         __asm__ volatile("fldt %2; fldt %1; " insn "; fnstsw %0; fstp %%st(1)" \
                          : "=a"(sw) : "m"(HOST_REG(dst)), "m"(HOST_REG(src))); \
-        REDO_IF_UNMASKED(sw, OPC(0xd9, modrm), 0)                             \
+        REDO_IF_UNMASKED(sw, X87_SLOW(OPC(0xd9, modrm), 0))                             \
         STORE_RESULT(dst);                                                    \
         host_end();                                                           \
         host_flags(f, sw, codes);                                             \
@@ -256,13 +254,12 @@ OP(fxam)
 }
 
 #define COMPARE_MEM(name, size, convert, opc, POP)                            \
-    OP(name)                                                                  \
+    OP_LOAD(name, size)                                                       \
     {                                                                         \
         struct fpu *f = &c->fpu;                                              \
-        const uint8_t *p = insn_probe(c, i, TLB_R, size);                     \
-        if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f))) X87_SLOW(opc, size); \
+        if (UNLIKELY(!st_full(f, 0) || x87_strict(f))) X87_SLOW_LOAD(opc, size); \
         x87_ext a = ext_load(st_reg(f, 0)), b = convert;                      \
-        if (UNLIKELY(!b.ok || !ext_ordinary(a))) X87_SLOW(opc, size);         \
+        if (UNLIKELY(!b.ok || !ext_ordinary(a))) X87_SLOW_LOAD(opc, size);    \
         set_codes(c, ext_compare(a, b));                                      \
         POP;                                                                  \
         x87_note_mem(c, i);                                                   \

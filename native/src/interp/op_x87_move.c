@@ -3,13 +3,12 @@
 
 /* ---- loads ---- */
 #define LOAD_MEM(name, size, convert, opc)                                    \
-    OP(name)                                                                  \
+    OP_LOAD(name, size)                                                       \
     {                                                                         \
         struct fpu *f = &c->fpu;                                              \
-        const uint8_t *p = insn_probe(c, i, TLB_R, size);                     \
-        if (UNLIKELY(!p || !st_can_push(f))) X87_SLOW(opc, size);             \
+        if (UNLIKELY(!st_can_push(f))) X87_SLOW_LOAD(opc, size);              \
         x87_ext v = convert;                                                  \
-        if (UNLIKELY(!v.ok)) X87_SLOW(opc, size);                             \
+        if (UNLIKELY(!v.ok)) X87_SLOW_LOAD(opc, size);                        \
         ext_store(st_reg(f, 7), v.m, v.se);                                   \
         st_pushed(f);                                                         \
         x87_note_mem(c, i);                                                   \
@@ -122,68 +121,63 @@ CMOV(fcmovnbe, 0xdb, 0xd0, FL_CF | FL_ZF, 0)
 CMOV(fcmovnu, 0xdb, 0xd8, FL_PF, 0)
 
 /* ---- stores ---- */
-OP(fstp_m80)
-{
-    struct fpu *f = &c->fpu;
-    uint8_t *p = insn_probe(c, i, TLB_W, 10);
-    if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f))) X87_SLOW(OPC_MEM(0xdb, 7), -10);
-    x87_ext v = ext_load(st_reg(f, 0));
-    ext_store(p, v.m, v.se);
-    st_pop(f);
-    f->fsw &= (uint16_t)~FSW_C1;
-    x87_note_mem(c, i);
-    NEXT();
-}
 
 /*
- * Stores that convert: the host does it into `out`. Returns ST_OK when p was written and the flags
- * taken, or ST_AGAIN when the instruction must run whole.
+ * The general store: the host converts ST(0) into a local, which is written before anything else
+ * changes. `insn` pops the host's stack.
  */
-#define STORE_CONVERT(name, type, insn, opc, POP)                             \
-    static NOINLINE int convert_##name(struct fpu *f, uint8_t *p)             \
+#define STORE_CONVERT(name, size, insn, opc, POP)                             \
+    static NOINLINE int convert_##name(OPARGS)                                \
     {                                                                         \
-        type out;                                                             \
+        struct fpu *f = &c->fpu;                                              \
+        uint8_t out[size], *p;                                                \
         uint16_t sw;                                                          \
+        int st = ST_OK;                                                       \
+        UNUSED_OPARGS;                                                        \
+        if (UNLIKELY(!st_full(f, 0) || x87_strict(f))) return x87_whole(c, i, opc, -size); \
         host_begin(f);                                                        \
         __asm__ volatile("fldt %2; " insn " %1; fnstsw %0"                    \
                          : "=a"(sw), "=m"(out) : "m"(HOST_REG(st_reg(f, 0)))); \
         host_end();                                                           \
-        if (UNLIKELY(sw & ~(uint32_t)f->fcw & FSW_FLAGS)) return ST_AGAIN;    \
-        memcpy(p, &out, sizeof out);                                          \
+        if (UNLIKELY(sw & ~(uint32_t)f->fcw & FSW_FLAGS)) return x87_whole(c, i, opc, -size); \
+        if ((p = insn_probe(c, i, TLB_W, size)) != NULL) {                    \
+            memcpy(p, out, size);                                             \
+        } else {                                                              \
+            st = insn_write(c, i, out, size);                                 \
+            if (x87_not_done(st)) return st;                                  \
+            st = x87_stored(c, st);                                           \
+        }                                                                     \
         host_flags(f, sw, 0);                                                 \
-        return ST_OK;                                                         \
+        POP;                                                                  \
+        x87_note_mem(c, i);                                                   \
+        return st;                                                            \
     }                                                                         \
     static NOINLINE int store_##name(OPARGS)                                  \
     {                                                                         \
-        struct fpu *f = &c->fpu;                                              \
-        uint8_t *p = insn_probe(c, i, TLB_W, sizeof(type));                   \
-        if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f) || convert_##name(f, p) != ST_OK)) \
-            X87_SLOW(opc, -(int)sizeof(type));                                \
-        POP;                                                                  \
-        x87_note_mem(c, i);                                                   \
+        int st = convert_##name(c, i, budget);                                \
+        if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);            \
         NEXT();                                                               \
     }
-#define STORE_INT(name, type, insn, opc, POP)                                 \
-    STORE_CONVERT(name, type, insn, opc, POP)                                 \
+#define STORE_INT(name, size, insn, opc, POP)                                 \
+    STORE_CONVERT(name, size, insn, opc, POP)                                 \
     OP(name) { return store_##name(c, i, budget); }
-STORE_INT(fist_m16, int16_t, "fistps", OPC_MEM(0xdf, 2), )
-STORE_INT(fist_m32, int32_t, "fistpl", OPC_MEM(0xdb, 2), )
-STORE_INT(fistp_m16, int16_t, "fistps", OPC_MEM(0xdf, 3), st_pop(f))
-STORE_INT(fistp_m32, int32_t, "fistpl", OPC_MEM(0xdb, 3), st_pop(f))
-STORE_INT(fistp_m64, int64_t, "fistpll", OPC_MEM(0xdf, 7), st_pop(f))
-/* With the mnemonics, not -msse3 intrinsics: the host has SSE3 by the baseline of the build. */
-STORE_INT(fisttp_m16, int16_t, "fisttps", OPC_MEM(0xdf, 1), st_pop(f))
-STORE_INT(fisttp_m32, int32_t, "fisttpl", OPC_MEM(0xdb, 1), st_pop(f))
-STORE_INT(fisttp_m64, int64_t, "fisttpll", OPC_MEM(0xdd, 1), st_pop(f))
+STORE_INT(fist_m16, 2, "fistps", OPC_MEM(0xdf, 2), )
+STORE_INT(fist_m32, 4, "fistpl", OPC_MEM(0xdb, 2), )
+STORE_INT(fistp_m16, 2, "fistps", OPC_MEM(0xdf, 3), st_pop(f))
+STORE_INT(fistp_m32, 4, "fistpl", OPC_MEM(0xdb, 3), st_pop(f))
+STORE_INT(fistp_m64, 8, "fistpll", OPC_MEM(0xdf, 7), st_pop(f))
+STORE_INT(fisttp_m16, 2, "fisttps", OPC_MEM(0xdf, 1), st_pop(f))
+STORE_INT(fisttp_m32, 4, "fisttpl", OPC_MEM(0xdb, 1), st_pop(f))
+STORE_INT(fisttp_m64, 8, "fisttpll", OPC_MEM(0xdd, 1), st_pop(f))
 
 /* A value that the narrow format holds exactly needs no host: no rounding, no flag, C1 clear. */
 #define STORE_FLOAT(name, type, insn, opc, POP, ebits, mbits)                 \
-    STORE_CONVERT(name, type, insn, opc, POP)                                 \
+    STORE_CONVERT(name, (int)sizeof(type), insn, opc, POP)                    \
     OP(name)                                                                  \
     {                                                                         \
         struct fpu *f = &c->fpu;                                              \
         uint8_t *p = insn_probe(c, i, TLB_W, sizeof(type));                   \
-        if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f))) X87_SLOW(opc, -(int)sizeof(type)); \
+        if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f))) return store_##name(c, i, budget); \
         x87_ext v = ext_load(st_reg(f, 0));                                   \
         uint32_t e = (v.se & 0x7fff) - 16383 + ((1u << (ebits - 1)) - 1);     \
         type sign = (type)(v.se >> 15) << (sizeof(type) * 8 - 1);             \
@@ -204,3 +198,17 @@ STORE_FLOAT(fst_m32, uint32_t, "fstps", OPC_MEM(0xd9, 2), , 8, 23)
 STORE_FLOAT(fstp_m32, uint32_t, "fstps", OPC_MEM(0xd9, 3), st_pop(f), 8, 23)
 STORE_FLOAT(fst_m64, uint64_t, "fstpl", OPC_MEM(0xdd, 2), , 11, 52)
 STORE_FLOAT(fstp_m64, uint64_t, "fstpl", OPC_MEM(0xdd, 3), st_pop(f), 11, 52)
+
+STORE_CONVERT(fstp_m80, 10, "fstpt", OPC_MEM(0xdb, 7), st_pop(f))
+OP(fstp_m80)
+{
+    struct fpu *f = &c->fpu;
+    uint8_t *p = insn_probe(c, i, TLB_W, 10);
+    if (UNLIKELY(!p || !st_full(f, 0) || x87_strict(f))) return store_fstp_m80(c, i, budget);
+    x87_ext v = ext_load(st_reg(f, 0));
+    ext_store(p, v.m, v.se);
+    st_pop(f);
+    f->fsw &= (uint16_t)~FSW_C1;
+    x87_note_mem(c, i);
+    NEXT();
+}

@@ -37,8 +37,24 @@ _Static_assert(sizeof(struct x87_image) == 108, "FNSAVE image");
 void x87_host_run(const struct fpu *f, uint32_t opc, void *mem, uint32_t *status, struct x87_image *img);
 void x87_image_commit(struct fpu *f, const struct x87_image *img);
 
-/* The complete instruction. size: bytes of the memory operand read, negative: written, 0: none. */
+/*
+ * The complete instruction. size: bytes of the memory operand read, negative: written, 0: none.
+ * With OPC_FETCHED the operand is in c->rmw.data already: a device must not be read twice.
+ */
+#define OPC_FETCHED 0x800u
+int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t opc, int size); /* returns ST_... */
 int x87_slow(OPARGS, uint32_t opc, int size);
+
+/* Reads a memory operand that is not plain RAM or not in a flat mode, and goes on with body. */
+typedef int x87_body(OPARGS, const uint8_t *p);
+int x87_fetch(OPARGS, uint32_t size, x87_body *body);
+
+static inline bool x87_not_done(int st) { return st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN; }
+/* After a store that went through every check: it may have hit decoded code or a device. */
+static inline int x87_stored(const struct kvs_vcpu *c, int st)
+{
+    return st == ST_OK && (c->write_count | c->code_modified) ? ST_END : st;
+}
 
 /* Control words with all exceptions masked, by FCW bits 8-11 (precision and rounding). */
 extern const uint16_t x87_masked_cw[16] __attribute__((visibility("hidden")));
@@ -100,8 +116,10 @@ static ALWAYS_INLINE void x87_note_mem(struct kvs_vcpu *c, const struct kvs_insn
 {
     x87_note(c, i);
     uint32_t seg = i->seg & 7u;
-    /* The pointer is the offset: fast operands have the base folded in. */
-    c->fpu.fdp = insn_offset(c, i) - (i->seg & INSN_FAST ? c->seg[seg].base : 0);
+    uint64_t off = insn_offset(c, i);
+    /* The pointer is the offset: fast operands have the base of FS and GS folded in. */
+    if (UNLIKELY((i->seg & INSN_FAST) && seg >= SEG_FS)) off -= c->seg[seg].base;
+    c->fpu.fdp = off;
     c->fpu.fds = c->seg[seg].sel;
 }
 
@@ -150,7 +168,18 @@ static ALWAYS_INLINE x87_ext ext_from_int(int64_t v)
     return (x87_ext){ a << shift, (v < 0 ? 0x8000u : 0) | (16383 + 63 - shift), true };
 }
 
-/* Register forms have i in dst or src; memory forms read guest RAM in place or go the slow way. */
 #define X87_SLOW(opc, size) return x87_slow(c, i, budget, opc, size)
+
+/* A handler that reads memory: OP_LOAD(name, size) { body with p, the operand's bytes } */
+#define OP_LOAD(name, size)                                                                       \
+    static int load_##name(OPARGS, const uint8_t *p);                                             \
+    OP(name)                                                                                      \
+    {                                                                                             \
+        const uint8_t *p = insn_probe(c, i, TLB_R, size);                                         \
+        if (LIKELY(p)) return load_##name(c, i, budget, p);                                       \
+        return x87_fetch(c, i, budget, size, load_##name);                                        \
+    }                                                                                             \
+    static int load_##name(OPARGS, const uint8_t *p)
+#define X87_SLOW_LOAD(opc, size) X87_SLOW((opc) | (p == c->rmw.data ? OPC_FETCHED : 0), size)
 
 #endif
