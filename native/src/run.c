@@ -9,6 +9,7 @@
 
 #include "clock.h"
 #include "interp/interp.h"
+#include "interp/x87.h"
 #include "irqchip/irqchip.h"
 
 #define BUDGET_MAX (INT64_C(1) << 40)
@@ -404,6 +405,7 @@ KVS_API int32_t kvs_vcpu_run(struct kvs_vcpu *c)
 
     c->fpu.mxcsr = mxcsr_read(c);
     __asm__ volatile("ldmxcsr %0" : : "m"(c->saved_host_mxcsr));
+    x87_host_clean();
     report_state(c);
     if (UNLIKELY(atomic_load(&c->vm->quiesced))) leave_guest(c);
     else atomic_store(&c->in_guest, 0);

@@ -177,6 +177,7 @@ static void fpu_load(struct kvs_vcpu *c, const struct kvs_fpu *f)
     c->fpu.fcw = (f->fcw & 0x1f3f) | 0x40;
     c->fpu.fsw = f->fsw;
     c->fpu.tags = f->ftwx;
+    x87_update_es(&c->fpu);
     c->fpu.fop = f->last_opcode & 0x7ff;
     c->fpu.fip = f->last_ip;
     c->fpu.fdp = f->last_dp;
