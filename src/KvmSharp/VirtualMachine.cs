@@ -277,6 +277,6 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
     // The one place where a machine learns the host's wall-clock time.
     private static DateTimeOffset DecideStartTime(VirtualMachineOptions options) =>
         options.StartTime ?? (options.Clock == ClockMode.Virtual
-            ? new DateTimeOffset(2025, 1, 1, 0, 0, 0, TimeSpan.Zero)
+            ? new DateTimeOffset(2020, 1, 1, 0, 0, 0, TimeSpan.Zero)
             : TimeProvider.System.GetUtcNow());
 }

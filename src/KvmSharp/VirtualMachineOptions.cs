@@ -35,7 +35,7 @@ public sealed record VirtualMachineOptions
 
     /// <summary>
     /// The wall-clock time at which the machine's clock reads 0. <see langword="null"/> takes the host's time at
-    /// creation (real clock) or 2025-01-01 00:00 UTC (virtual clock).
+    /// creation (real clock) or 2020-01-01 00:00 UTC (virtual clock).
     /// </summary>
     public DateTimeOffset? StartTime { get; init; }
 

@@ -1,3 +1,7 @@
+using KvmSharp.Boot;
+using KvmSharp.Devices;
+using KvmSharp.Firmware;
+
 namespace KvmSharp;
 
 /// <summary>
@@ -6,10 +10,26 @@ namespace KvmSharp;
 /// </summary>
 public sealed class PcMachine : IDisposable, IAsyncDisposable
 {
+    /// <summary>Where RAM below 4 GiB ends at most; the rest lies from 4 GiB on.</summary>
+    public const ulong HoleStart = 3UL << 30;
+
+    private const ulong HoleEnd = 4UL << 30;
+    private const ulong OptionRomStart = 0xc_0000;
+    private const int RtcInterrupt = 8;
+
+    // BIOS data area (IBM PC/AT Technical Reference, "BIOS Data Area").
+    private const ulong BdaExtendedSegment = 0x40e;
+    private const ulong BdaBaseMemory = 0x413;
+
+    private static readonly (ushort Port, int Irq)[] SerialResources = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+
+    private readonly Uart16550?[] _serialPorts = new Uart16550?[4];
+    private readonly PostCode _postCode = new();
+
     /// <summary>Builds the machine and loads the kernel.</summary>
     /// <param name="options">What is in it.</param>
     /// <exception cref="KvmSharpException">An option is invalid or the host lacks what it needs.</exception>
-    /// <exception cref="Boot.BootImageException">The kernel or the initial RAM disk cannot be loaded.</exception>
+    /// <exception cref="BootImageException">The kernel or the initial RAM disk cannot be loaded.</exception>
     /// <exception cref="UnsupportedFeatureException">The CPU model asks for a feature that the core does not have.</exception>
     public PcMachine(PcMachineOptions options)
     {
@@ -23,6 +43,28 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
             StartTime = options.StartTime,
             VcpuCount = options.VcpuCount,
         });
+        try
+        {
+            var below4G = Math.Min(options.MemorySize, HoleStart);
+            MapMemory(below4G, options.MemorySize - below4G);
+            MapSerialPorts();
+            MapDevices(below4G, options.MemorySize - below4G);
+            var rsdp = InstallFirmwareData();
+            if (options.Kernel is { } kernel)
+            {
+                KernelLoader.Load(VirtualMachine.Memory, VirtualMachine.Vcpus[0], kernel, new LinuxBootOptions
+                {
+                    CommandLine = options.CommandLine,
+                    Initrd = options.Initrd,
+                    RsdpAddress = rsdp,
+                });
+            }
+        }
+        catch
+        {
+            Dispose();
+            throw;
+        }
     }
 
     /// <summary>What is in the machine.</summary>
@@ -30,6 +72,15 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
 
     /// <summary>The machine itself: memory, buses, interrupts, clock and vCPUs.</summary>
     public VirtualMachine VirtualMachine { get; }
+
+    /// <summary>The serial ports COM1 to COM4; those that are not there are <see langword="null"/>.</summary>
+    public IReadOnlyList<Uart16550?> SerialPorts => _serialPorts;
+
+    /// <summary>The power management hardware, or <see langword="null"/> without ACPI.</summary>
+    public AcpiPm? PowerManagement { get; private set; }
+
+    /// <summary>The last code that the guest wrote to port 0x80.</summary>
+    public byte LastPostCode => _postCode.Value;
 
     /// <summary>
     /// Runs a machine until it ends: builds it, starts it, and builds it anew after each reset unless
@@ -62,8 +113,102 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
     public Task<VmExit> WaitForExitAsync(CancellationToken cancellationToken = default) => VirtualMachine.WaitForExitAsync(cancellationToken);
 
     /// <summary>Stops the machine and frees what it holds.</summary>
-    public void Dispose() => VirtualMachine.Dispose();
+    public void Dispose()
+    {
+        VirtualMachine.Dispose();
+        Disconnect();
+    }
 
     /// <summary>Stops the machine and frees what it holds, without blocking the caller meanwhile.</summary>
-    public ValueTask DisposeAsync() => VirtualMachine.DisposeAsync();
+    public async ValueTask DisposeAsync()
+    {
+        await VirtualMachine.DisposeAsync().ConfigureAwait(false);
+        Disconnect();
+    }
+
+    // Backends may outlive the machine, and must not keep it.
+    private void Disconnect()
+    {
+        foreach (var port in _serialPorts)
+        {
+            port?.Disconnect();
+        }
+    }
+
+    // RAM as a PC has it: a hole for video memory below 1 MiB, one for devices below 4 GiB.
+    private void MapMemory(ulong below4G, ulong above4G)
+    {
+        var memory = VirtualMachine.Memory;
+        using var ram = new GuestRam(below4G + above4G);
+        memory.Map(ram, 0, 0, MemoryMap.VideoStart);
+        memory.Map(ram, OptionRomStart, OptionRomStart, below4G - OptionRomStart);
+        if (above4G != 0)
+        {
+            memory.Map(ram, below4G, HoleEnd, above4G);
+        }
+    }
+
+    private void MapSerialPorts()
+    {
+        for (var i = 0; i < Options.SerialPorts.Count; i++)
+        {
+            if (Options.SerialPorts[i] is { } backend)
+            {
+                var (port, irq) = SerialResources[i];
+                var uart = new Uart16550(VirtualMachine.Clock, VirtualMachine.GetInterruptLine(irq), backend);
+                VirtualMachine.Ports.Map(uart, port, Uart16550.PortCount);
+                _serialPorts[i] = uart;
+            }
+        }
+    }
+
+    private void MapDevices(ulong below4G, ulong above4G)
+    {
+        var machine = VirtualMachine;
+        var ports = machine.Ports;
+        ports.Map(_postCode, PostCode.DefaultPort, 1);
+        ports.Map(new ResetControl(machine), ResetControl.BasePort, ResetControl.PortCount);
+        ports.Map(new KeyboardReset(machine), KeyboardReset.BasePort, KeyboardReset.PortCount);
+        ports.Map(new SystemControlPortA(machine), SystemControlPortA.DefaultPort, 1);
+        if (Options.RealTimeClock)
+        {
+            var rtc = new CmosRtc(machine.Clock, machine.GetInterruptLine(RtcInterrupt), below4G, above4G);
+            ports.Map(rtc, CmosRtc.BasePort, CmosRtc.PortCount);
+        }
+        if (Options.Acpi)
+        {
+            PowerManagement = new AcpiPm(machine.Clock, machine.GetInterruptLine(AcpiTables.SciInterrupt), machine);
+            ports.Map(PowerManagement, AcpiTables.DefaultPmBase, AcpiPm.PortCount);
+        }
+        if (Options.DebugConsole is { } console)
+        {
+            var device = new DebugConsole(console);
+            ports.Map(device, DebugConsole.BochsPort, 1);
+            ports.Map(device, DebugConsole.FirmwarePort, 1);
+        }
+        if (Options.IsaDebugExit)
+        {
+            ports.Map(new IsaDebugExit(machine), IsaDebugExit.DefaultPort, IsaDebugExit.PortCount);
+        }
+    }
+
+    // What firmware leaves in memory. Returns where the RSDP is.
+    private GuestAddress? InstallFirmwareData()
+    {
+        var memory = VirtualMachine.Memory;
+        memory.Write(BdaExtendedSegment, (ushort)(MemoryMap.ExtendedBiosData >> 4));
+        memory.Write(BdaBaseMemory, (ushort)(MemoryMap.ExtendedBiosData >> 10));
+        if (!Options.Acpi)
+        {
+            return null;
+        }
+        var tables = AcpiTables.Build(AcpiTables.DefaultAddress, new AcpiTableOptions
+        {
+            VcpuCount = Options.VcpuCount,
+            SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
+            RealTimeClock = Options.RealTimeClock,
+        });
+        memory.Write(AcpiTables.DefaultAddress, tables);
+        return AcpiTables.DefaultAddress;
+    }
 }

@@ -1,0 +1,30 @@
+namespace KvmSharp.Boot;
+
+/// <summary>Loads a kernel of any supported format.</summary>
+public static class KernelLoader
+{
+    /// <summary>Finds out the format of a kernel and loads it: a bzImage or an ELF64 vmlinux.</summary>
+    /// <param name="memory">The guest's memory.</param>
+    /// <param name="vcpu">The processor that starts the kernel; it must not be running.</param>
+    /// <param name="kernel">The kernel.</param>
+    /// <param name="options">What the kernel is given.</param>
+    /// <exception cref="BootImageException">The format is unknown, or the kernel or the initial RAM disk cannot be loaded.</exception>
+    public static void Load(GuestMemory memory, Vcpu vcpu, BootImage kernel, LinuxBootOptions options)
+    {
+        ArgumentNullException.ThrowIfNull(kernel);
+        if (ElfLoader.IsElf(kernel.Bytes.Span))
+        {
+            ElfLoader.Load(memory, vcpu, kernel, options);
+        }
+        else if (LinuxLoader.IsBzImage(kernel.Bytes.Span))
+        {
+            LinuxLoader.Load(memory, vcpu, kernel, options);
+        }
+        else
+        {
+            throw kernel.Bytes.IsEmpty
+                ? new BootImageException(BootImageProblem.Empty, $"'{kernel.Name}' is empty.")
+                : new BootImageException(BootImageProblem.UnknownFormat, $"'{kernel.Name}' is neither a Linux bzImage nor an ELF kernel.");
+        }
+    }
+}
