@@ -1,0 +1,143 @@
+/* What must be equal, what may differ, and how a difference is shown. */
+#include "oracle.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static bool is(const struct test_case *t, const char *mnemonic) { return !strcmp(isa_op[t->d.op].mnemonic, mnemonic); }
+
+void case_undefined(struct test_case *t)
+{
+    const struct decoded *d = &t->d;
+    uint32_t size = operand_size(d, 0) * 8;
+    t->flags_ignored = isa_op[d->op].undefined;
+    t->gpr_ignored = 0;
+    switch (d->op) {
+    case OP_rol: case OP_ror: case OP_rcl: case OP_rcr: case OP_shl: case OP_shr: case OP_sar: case OP_shld: case OP_shrd: {
+        bool twice = d->op == OP_shld || d->op == OP_shrd;
+        uint8_t kind = row_forms[t->row].k[twice ? 2 : 1];
+        uint32_t count = (kind == CL_ ? (uint32_t)t->in.gpr[RCX] & 0xff : (uint32_t)d->imm) & (size == 64 ? 63 : 31);
+        bool shift = twice || d->op == OP_shl || d->op == OP_shr || d->op == OP_sar;
+        /* SDM 2B "SAL/SAR/SHL/SHR": AF undefined; OF by a count of one only; CF up to the size.
+         * "RCL/RCR/ROL/ROR": OF by a count of one only. */
+        t->flags_ignored = count == 0 ? 0 : (count != 1 ? FLAG_OF : 0) | (shift ? FLAG_AF : 0);
+        if ((d->op == OP_shl || d->op == OP_shr) && count >= size) t->flags_ignored |= FLAG_CF;
+        if (twice && count > size) {
+            t->flags_ignored = FLAGS_STATUS;
+            t->gpr_ignored = d->is_mem ? 0x10000 : 1u << d->rm;
+        }
+        break;
+    }
+    case OP_bswap:
+        if (d->osize == 2) t->gpr_ignored = 1u << ((d->opcode & 7) | (d->rex & 1) << 3);
+        break;
+    default: break;
+    }
+}
+
+static bool differ(char *why, size_t size, const char *format, ...)
+{
+    va_list a;
+    va_start(a, format);
+    vsnprintf(why, size, format, a);
+    va_end(a);
+    return false;
+}
+
+/* A faulting instruction of several stores may have done some of them; the manuals do not say which. */
+static bool partial_stores(const struct test_case *t)
+{
+    static const char *const several[] = { "fxsave", "fnsave", "fsave", "fnstenv", "fstenv", "pusha", "enter", "maskmovdqu", "maskmovq",
+                                           "fxsave64", NULL };
+    for (int i = 0; several[i]; i++)
+        if (is(t, several[i])) return true;
+    return false;
+}
+
+static uint64_t flags_mask(const struct test_case *t)
+{
+    return (FLAGS_STATUS | FLAG_DF | FLAG_AC | FLAG_ID | FLAG_NT | FLAG_IF | FLAG_IOPL | FLAG_TF | FLAG_RF | FLAG_VM) &
+           ~(uint64_t)t->flags_ignored;
+}
+
+bool compare_case(const struct test_case *t, char *why, size_t size)
+{
+    const struct cpu_state *h = &t->host, *c = &t->core;
+    if (!t->host_done) return differ(why, size, "the host process died or hung");
+    if (h->vector != c->vector) return differ(why, size, "exception %x, core %x", h->vector, c->vector);
+    if (h->error != c->error && !(h->cr2 >> 63 && ((h->error ^ c->error) & ~PF_P) == 0))
+        return differ(why, size, "error code %x, core %x", h->error, c->error);
+    if (h->cr2 != c->cr2) return differ(why, size, "fault address %llx, core %llx", (unsigned long long)h->cr2, (unsigned long long)c->cr2);
+    if (h->rip != c->rip) return differ(why, size, "rip %llx, core %llx", (unsigned long long)h->rip, (unsigned long long)c->rip);
+    uint64_t mask = t->bits == 32 ? 0xffffffff : ~0ull;
+    for (int i = 0; i < (t->bits == 32 ? 8 : 16); i++)
+        if (((h->gpr[i] ^ c->gpr[i]) & mask) && !(t->gpr_ignored >> i & 1))
+            return differ(why, size, "gpr %d: %llx, core %llx", i, (unsigned long long)h->gpr[i], (unsigned long long)c->gpr[i]);
+    uint64_t f = (h->rflags ^ c->rflags) & flags_mask(t);
+    if (f) return differ(why, size, "rflags differ in %llx", (unsigned long long)f);
+    bool skip_memory = (t->gpr_ignored & 0x10000) || (h->vector != NO_VECTOR && partial_stores(t));
+    if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE)) {
+        uint32_t i = 0;
+        while (h->mem[i] == c->mem[i]) i++;
+        return differ(why, size, "memory at arena+%x: %02x, core %02x", i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE,
+                      h->mem[i], c->mem[i]);
+    }
+    if (!memcmp(h->fx, c->fx, 24) && !memcmp(h->fx + 32, c->fx + 32, 384) && ld32(h->fx + 24) == ld32(c->fx + 24)) return true;
+    if (ld32(h->fx + 24) != ld32(c->fx + 24)) return differ(why, size, "mxcsr %x, core %x", ld32(h->fx + 24), ld32(c->fx + 24));
+    if (ld16(h->fx) != ld16(c->fx)) return differ(why, size, "fcw %x, core %x", ld16(h->fx), ld16(c->fx));
+    if (ld16(h->fx + 2) != ld16(c->fx + 2)) return differ(why, size, "fsw %x, core %x", ld16(h->fx + 2), ld16(c->fx + 2));
+    if (h->fx[4] != c->fx[4]) return differ(why, size, "tags %x, core %x", h->fx[4], c->fx[4]);
+    for (int i = 0; i < 8; i++)
+        if (memcmp(h->fx + 32 + 16 * i, c->fx + 32 + 16 * i, 10)) return differ(why, size, "st(%d)", i);
+    for (int i = 0; i < 16; i++)
+        if (memcmp(h->fx + 160 + 16 * i, c->fx + 160 + 16 * i, 16)) return differ(why, size, "xmm%d", i);
+    if (t->check_fip && memcmp(h->fx + 6, c->fx + 6, 18)) return differ(why, size, "fop, fip or fdp");
+    return true;
+}
+
+static void print_state(const char *name, const struct cpu_state *s, bool result)
+{
+    static const char *const names[16] = { "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                           "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15" };
+    printf("  %s: rip %llx rflags %llx", name, (unsigned long long)s->rip, (unsigned long long)s->rflags);
+    if (result && s->vector != NO_VECTOR) printf(" exception %u error %x cr2 %llx", s->vector, s->error, (unsigned long long)s->cr2);
+    for (int i = 0; i < 16; i++) printf("%s%s %016llx", i % 4 ? "  " : "\n    ", names[i], (unsigned long long)s->gpr[i]);
+    printf("\n    fcw %04x fsw %04x tags %02x fop %03x fip %llx fdp %llx mxcsr %x\n", ld16(s->fx), ld16(s->fx + 2), s->fx[4], ld16(s->fx + 6),
+           (unsigned long long)ld64(s->fx + 8), (unsigned long long)ld64(s->fx + 16), ld32(s->fx + 24));
+}
+static void print_fp(const struct test_case *t)
+{
+    for (int i = 0; i < 8; i++) {
+        const uint8_t *a = t->in.fx + 32 + 16 * i, *h = t->host.fx + 32 + 16 * i, *c = t->core.fx + 32 + 16 * i;
+        printf("    st%d   before %04x_%016llx host %04x_%016llx core %04x_%016llx%s\n", i, ld16(a + 8), (unsigned long long)ld64(a), ld16(h + 8),
+               (unsigned long long)ld64(h), ld16(c + 8), (unsigned long long)ld64(c), memcmp(h, c, 10) ? "  <--" : "");
+    }
+    for (int i = 0; i < 16; i++) {
+        const uint8_t *a = t->in.fx + 160 + 16 * i, *h = t->host.fx + 160 + 16 * i, *c = t->core.fx + 160 + 16 * i;
+        printf("    xmm%-2d before %016llx_%016llx host %016llx_%016llx core %016llx_%016llx%s\n", i, (unsigned long long)ld64(a + 8),
+               (unsigned long long)ld64(a), (unsigned long long)ld64(h + 8), (unsigned long long)ld64(h), (unsigned long long)ld64(c + 8),
+               (unsigned long long)ld64(c), memcmp(h, c, 16) ? "  <--" : "");
+    }
+}
+
+void print_case(const struct test_case *t, const char *why)
+{
+    char text[128] = "";
+    disassemble(&t->d, t->in.rip, text, sizeof text);
+    printf("DIFFERENCE: %s: %s\n  %u-bit code:", row_forms[t->row].id, why, t->bits);
+    for (int i = 0; i < t->length; i++) printf(" %02x", t->bytes[i]);
+    printf("   %s\n", text);
+    print_state("before", &t->in, false);
+    print_state("host", &t->host, true);
+    print_state("core", &t->core, true);
+    if (t->d.attr & (A_X87 | A_MMX | A_SSE)) print_fp(t);
+    int shown = 0;
+    for (uint32_t i = 0; i < WINDOW_SIZE && shown < 12; i += 8) {
+        uint64_t b = ld64(t->in.mem + i), h = ld64(t->host.mem + i), c = ld64(t->core.mem + i);
+        if (b == h && b == c) continue;
+        printf("    arena+%04x before %016llx host %016llx core %016llx%s\n", i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE,
+               (unsigned long long)b, (unsigned long long)h, (unsigned long long)c, h != c ? "  <--" : "");
+        shown++;
+    }
+    fflush(stdout);
+}

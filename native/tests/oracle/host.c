@@ -1,0 +1,271 @@
+/* Runs cases on the host CPU, in a child process. */
+#include "oracle.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+/*
+ * The page behind the stubs, reached by absolute addresses so that no register is needed.
+ * 0 host RSP, 8 scratch RDI, 16 state in, 24 state out, 32 entry RIP and CS (far pointer),
+ * 48 host FS base, 56 address of the way back.
+ */
+#define DATA (STUB + 0x1000)
+struct stub_data {
+    uint64_t rsp, rdi;
+    struct cpu_state *in, *out;
+    uint32_t far_rip; uint16_t far_cs, pad; uint64_t entry;
+    uint64_t fs_base, back;
+};
+
+int oracle_enter64(void);
+int oracle_enter32(void);
+void oracle_back(void);
+void oracle_abort(void);
+
+_Static_assert(offsetof(struct cpu_state, rflags) == 136 && offsetof(struct cpu_state, fx) == 192, "used by the assembler");
+
+__asm__(
+    ".text\n"
+    ".macro enter\n"
+    "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n"
+    "mov %rsp, 0x10001000\n"
+    "mov 0x10001010, %rdi\n"
+    "fxrstor64 192(%rdi)\n"
+    "mov $0x07654320, %eax\n wrfsbase %rax\n"
+    "mov $0x12345678, %eax\n wrgsbase %rax\n"
+    "pushq 136(%rdi)\n popfq\n"
+    "mov 0(%rdi), %rax\n mov 8(%rdi), %rcx\n mov 16(%rdi), %rdx\n mov 24(%rdi), %rbx\n"
+    "mov 32(%rdi), %rsp\n mov 40(%rdi), %rbp\n mov 48(%rdi), %rsi\n"
+    "mov 64(%rdi), %r8\n mov 72(%rdi), %r9\n mov 80(%rdi), %r10\n mov 88(%rdi), %r11\n"
+    "mov 96(%rdi), %r12\n mov 104(%rdi), %r13\n mov 112(%rdi), %r14\n mov 120(%rdi), %r15\n"
+    "mov 56(%rdi), %rdi\n"
+    ".endm\n"
+    "oracle_enter64:\n enter\n jmp *0x10001028\n"
+    "oracle_enter32:\n enter\n ljmp *0x10001020\n"
+    "oracle_back:\n"
+    "mov %rdi, 0x10001008\n mov 0x10001018, %rdi\n"
+    "mov %rax, 0(%rdi)\n mov %rcx, 8(%rdi)\n mov %rdx, 16(%rdi)\n mov %rbx, 24(%rdi)\n"
+    "mov %rsp, 32(%rdi)\n mov %rbp, 40(%rdi)\n mov %rsi, 48(%rdi)\n"
+    "mov %r8, 64(%rdi)\n mov %r9, 72(%rdi)\n mov %r10, 80(%rdi)\n mov %r11, 88(%rdi)\n"
+    "mov %r12, 96(%rdi)\n mov %r13, 104(%rdi)\n mov %r14, 112(%rdi)\n mov %r15, 120(%rdi)\n"
+    "mov 0x10001008, %rax\n mov %rax, 56(%rdi)\n"
+    "mov 0x10001000, %rsp\n"
+    "pushfq\n popq 136(%rdi)\n"
+    "fxsave64 192(%rdi)\n"
+    "xor %eax, %eax\n"
+    "1: push $2\n popfq\n"
+    "mov 0x10001030, %rdx\n wrfsbase %rdx\n"
+    "fninit\n push $0x1f80\n ldmxcsr (%rsp)\n add $8, %rsp\n"
+    "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n ret\n"
+    "oracle_abort:\n mov $1, %eax\n jmp 1b\n");
+
+static struct {
+    pid_t pid;
+    int to_child[2], from_child[2];
+    uint8_t *code;          /* shared with the child */
+    uint8_t *arena;
+    struct shared { volatile uint32_t current; } *shared;
+    bool low;
+} host;
+
+void *shared_alloc(size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+bool host_has_low(void) { return host.low; }
+
+/* Runs with the tested code's FS base until it is put back: nothing before that may use TLS. */
+__attribute__((no_sanitize("all"), optimize("no-stack-protector")))
+static void on_fault(int sig, siginfo_t *info, void *context)
+{
+    struct stub_data *s = (struct stub_data *)DATA;
+    __asm__ volatile("wrfsbase %0" : : "r"(s->fs_base));
+    ucontext_t *u = context;
+    greg_t *g = u->uc_mcontext.gregs;
+    struct cpu_state *o = s->out;
+    static const uint8_t order[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                       REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+    for (int i = 0; i < 16; i++) o->gpr[i] = (uint64_t)g[order[i]];
+    o->rip = (uint64_t)g[REG_RIP];
+    o->rflags = (uint64_t)g[REG_EFL];
+    o->vector = (uint32_t)g[REG_TRAPNO];
+    o->error = (uint32_t)g[REG_ERR];
+    o->cr2 = o->vector == EXC_PF ? (uint64_t)g[REG_CR2] : 0;
+    if (u->uc_mcontext.fpregs) memcpy(o->fx, u->uc_mcontext.fpregs, 512);
+    g[REG_RIP] = (greg_t)(uintptr_t)oracle_abort;
+    g[REG_RSP] = (greg_t)s->rsp;
+    g[REG_EFL] = 0x202;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | 0x33;
+    (void)sig;
+    (void)info;
+}
+
+static bool map_at(uint64_t at, size_t size, int prot, int fd)
+{
+    int flags = MAP_FIXED_NOREPLACE | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+    return mmap((void *)(uintptr_t)at, size, prot, flags, fd, 0) == (void *)(uintptr_t)at;
+}
+static bool map_arena(uint64_t at, int fd)
+{
+    return map_at(at, ARENA_SIZE, PROT_READ | PROT_WRITE, fd) &&
+           mprotect((void *)(uintptr_t)(at + ARENA_RW), ARENA_SIZE - ARENA_RW, PROT_READ) == 0;
+}
+
+static void child_run(struct batch *b)
+{
+    struct stub_data *s = (struct stub_data *)DATA;
+    for (uint32_t i = host.shared->current; i < b->count; i++) {
+        struct test_case *t = &b->c[i];
+        host.shared->current = i;
+        window_load(host.arena, t->in.mem);
+        t->host.vector = NO_VECTOR;
+        t->host.error = 0;
+        t->host.cr2 = 0;
+        s->in = &t->in;
+        s->out = &t->host;
+        s->entry = t->in.rip;
+        s->far_rip = (uint32_t)t->in.rip;
+        s->far_cs = 0x23;
+        int faulted = t->bits == 32 ? oracle_enter32() : oracle_enter64();
+        uint64_t next = t->in.rip + t->length;
+        if (!faulted) t->host.rip = next;
+        else if (t->host.vector == EXC_BP && t->host.rip - 1 - t->in.rip + SLOT_IP < SLOT_SIZE &&
+                 (t->host.rip - 1 < t->in.rip || t->host.rip - 1 >= next)) {
+            t->host.vector = NO_VECTOR; /* a branch into the filling of the slot */
+            t->host.rip--;
+        } else if (t->host.vector == EXC_PF && t->host.rip == t->host.cr2 && (t->host.error & PF_I) && t->host.rip != t->in.rip) {
+            t->host.vector = NO_VECTOR; /* a branch to where no code is */
+            t->host.error = 0;
+            t->host.cr2 = 0;
+        }
+        if (t->host.vector == NO_VECTOR) t->host.rflags &= ~(uint64_t)FLAG_RF;
+        window_save(host.arena, t->host.mem);
+        t->host_done = 1;
+    }
+}
+
+static void child_main(struct batch **where)
+{
+    struct stub_data *s = (struct stub_data *)DATA;
+    static uint8_t stack[1 << 16];
+    stack_t alt = { .ss_sp = stack, .ss_size = sizeof stack };
+    if (!map_at(STUB, 0x2000, PROT_READ | PROT_WRITE | PROT_EXEC, -1)) _exit(2);
+    /* jmp *[STUB + 0x1038] in either mode: 64-bit code here, behind a far jump for 32-bit code. */
+    static const uint8_t back64[] = { 0xff, 0x24, 0x25, 0x38, 0x10, 0x00, 0x10 };
+    memcpy((void *)STUB, back64, sizeof back64);
+    s->back = (uint64_t)(uintptr_t)oracle_back;
+    __asm__ volatile("rdfsbase %0" : "=r"(s->fs_base));
+    /* Flat segments for 32-bit code; loading FS resets its base. */
+    __asm__ volatile("mov %0, %%ds\n mov %0, %%es\n mov %0, %%gs\n mov %0, %%fs\n wrfsbase %1\n"
+                     : : "r"(0x2b), "r"(s->fs_base));
+    struct sigaction a = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+    static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    sigaltstack(&alt, NULL);
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++) sigaction(signals[i], &a, NULL);
+    for (;;) {
+        struct batch *b;
+        if (read(host.to_child[0], &b, sizeof b) != sizeof b) _exit(0);
+        child_run(b);
+        if (write(host.from_child[1], &b, sizeof b) != sizeof b) _exit(0);
+    }
+    (void)where;
+}
+
+static bool spawn(void)
+{
+    if (pipe(host.to_child) || pipe(host.from_child)) return false;
+    host.pid = fork();
+    if (host.pid < 0) return false;
+    if (host.pid == 0) {
+        close(host.to_child[1]);
+        close(host.from_child[0]);
+        child_main(NULL);
+    }
+    close(host.to_child[0]);
+    close(host.from_child[1]);
+    return true;
+}
+
+static void reap(void)
+{
+    close(host.to_child[1]);
+    close(host.from_child[0]);
+    kill(host.pid, SIGKILL);
+    waitpid(host.pid, NULL, 0);
+}
+
+bool host_start(const char **error)
+{
+    *error = "the host CPU or kernel has no FSGSBASE";
+    if (!(getauxval(AT_HWCAP2) & 2)) return false;
+    *error = "cannot map the low addresses that the cases use";
+    int fd = memfd_create("arena", 0), code = memfd_create("code", 0);
+    if (fd < 0 || code < 0 || ftruncate(fd, ARENA_SIZE) || ftruncate(code, CODE_SIZE)) return false;
+    host.arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    host.shared = shared_alloc(sizeof *host.shared);
+    if (host.arena == MAP_FAILED || !host.shared) return false;
+    if (!map_arena(MID, fd) || !map_arena(HIGH, fd) || !map_at(CODE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, code))
+        return false;
+    host.low = map_arena(LOW, fd);
+    host.code = (uint8_t *)CODE;
+    memset(host.code, 0xcc, CODE_SIZE);
+    arena_fill(host.arena);
+    *error = "cannot start a child process";
+    return spawn();
+}
+
+static void put_code(struct batch *b)
+{
+    for (uint32_t i = 0; i < b->count; i++) {
+        const struct test_case *t = &b->c[i];
+        uint8_t *p = host.code + i * SLOT_SIZE + SLOT_IP;
+        memcpy(p, t->bytes, t->length);
+        uint8_t *q = p + t->length;
+        if (t->bits == 64) {
+            q[0] = 0xe9;
+            st32(q + 1, (uint32_t)(STUB - (t->in.rip + t->length + 5)));
+            q += 5;
+        } else {
+            q[0] = 0xea;
+            st32(q + 1, (uint32_t)STUB);
+            st16(q + 5, 0x33);
+            q += 7;
+        }
+        memset(q, 0xcc, (size_t)(p + 32 - q));
+    }
+}
+
+void host_begin(struct batch *b)
+{
+    put_code(b);
+    for (uint32_t i = 0; i < b->count; i++) b->c[i].host_done = 0;
+    host.shared->current = 0;
+    if (write(host.to_child[1], &b, sizeof b) != sizeof b) host.shared->current = 0;
+}
+
+void host_end(struct batch *b)
+{
+    for (;;) {
+        struct pollfd p = { .fd = host.from_child[0], .events = POLLIN };
+        struct batch *done;
+        int n = poll(&p, 1, 5000);
+        if (n < 0 && errno == EINTR) continue;
+        if (n == 1 && read(p.fd, &done, sizeof done) == sizeof done) return;
+        /* The child died or hangs in this case: go on behind it with a new one. */
+        reap();
+        host.shared->current++;
+        if (!spawn()) exit(2);
+        if (host.shared->current >= b->count) return;
+        if (write(host.to_child[1], &b, sizeof b) != sizeof b) exit(2);
+    }
+}
+
+void host_stop(void) { reap(); }

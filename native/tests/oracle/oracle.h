@@ -1,0 +1,105 @@
+/*
+ * The instruction oracle: runs one instruction on the host CPU, in a child process, and in the core,
+ * from the same state, and compares everything that it leaves behind.
+ *
+ * Both sides see the same small address space below 4 GiB (so that 32-bit code sees it too):
+ * code slots, and one data arena of three pages - two writable, one read-only, nothing around them -
+ * that appears at three addresses: LOW for 16-bit addressing, MID, and HIGH for 64-bit addressing.
+ */
+#ifndef ORACLE_H
+#define ORACLE_H
+
+#include "encode.h"
+
+#define STUB 0x10000000ull      /* host: way back to the runner; core: not mapped */
+#define CODE 0x20000000ull
+#define SLOT_SIZE 512u
+#define SLOT_IP 256u            /* offset of the instruction in its slot; the rest is INT3 */
+#define BATCH 256u
+#define CODE_SIZE (BATCH * SLOT_SIZE)
+#define LOW 0x8000ull
+#define MID 0x30008000ull /* low 16 bits as LOW */
+#define HIGH 0x234567890000ull
+#define ARENA_RW 0x2000u        /* two writable pages, then a read-only one */
+#define ARENA_SIZE 0x3000u
+#define FS_BASE 0x07654320ull   /* nothing is mapped near these */
+#define GS_BASE 0x12345678ull
+
+/* The parts of the arena that cases use: around the page boundary, and at the end of the writable part. */
+#define WINDOW0 (0x1000u - 512u)
+#define WINDOW0_SIZE 1024u
+#define WINDOW1 (0x2000u - 128u)
+#define WINDOW1_SIZE 128u
+#define WINDOW_SIZE (WINDOW0_SIZE + WINDOW1_SIZE)
+
+#define NO_VECTOR 0xffu
+
+struct cpu_state {
+    uint64_t gpr[16], rip, rflags;
+    uint64_t cr2;
+    uint32_t vector, error; /* of the exception, or NO_VECTOR */
+    uint8_t fx[512] __attribute__((aligned(64))); /* FXSAVE64 image */
+    uint8_t mem[WINDOW_SIZE];
+};
+
+struct test_case {
+    struct cpu_state in, host, core;
+    uint8_t bytes[16];
+    uint8_t length, bits;
+    uint8_t host_done; /* 0: the child died here */
+    bool uses_x87, uses_sse;
+    uint32_t row;
+    struct decoded d;
+    /* what may differ */
+    uint32_t flags_ignored;
+    uint32_t gpr_ignored; /* bit per register */
+    bool check_fip;
+};
+
+struct batch { uint32_t count; struct test_case c[BATCH]; };
+
+/* ---- generate.c ---- */
+struct combo { uint32_t row, bits, width; bool memory; };
+/* False: the row cannot be run that way. */
+bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct test_case *t);
+/* NULL, or why the row is not for the oracle. */
+const char *row_excluded(uint32_t row);
+/* Flags and registers that the manuals leave undefined for this very case. */
+void case_undefined(struct test_case *t);
+
+/* ---- host.c ---- */
+bool host_start(const char **error);
+void host_begin(struct batch *b); /* returns at once; the batch lies in memory from shared_alloc */
+void host_end(struct batch *b);
+void host_stop(void);
+bool host_has_low(void);
+void *shared_alloc(size_t size);
+
+/* ---- core.c ---- */
+bool core_start(const char **error);
+void core_run(struct batch *b);
+void core_stop(void);
+
+/* ---- compare.c ---- */
+/* Empty string: equal. */
+bool compare_case(const struct test_case *t, char *why, size_t size);
+void print_case(const struct test_case *t, const char *why);
+
+static inline uint64_t case_ip(uint32_t slot) { return CODE + slot * SLOT_SIZE + SLOT_IP; }
+static inline void window_load(uint8_t *arena, const uint8_t *mem)
+{
+    memcpy(arena + WINDOW0, mem, WINDOW0_SIZE);
+    memcpy(arena + WINDOW1, mem + WINDOW0_SIZE, WINDOW1_SIZE);
+}
+static inline void window_save(const uint8_t *arena, uint8_t *mem)
+{
+    memcpy(mem, arena + WINDOW0, WINDOW0_SIZE);
+    memcpy(mem + WINDOW0_SIZE, arena + WINDOW1, WINDOW1_SIZE);
+}
+/* What the arena holds outside the windows, and all of its read-only page. */
+static inline void arena_fill(uint8_t *arena)
+{
+    for (uint32_t i = 0; i < ARENA_SIZE; i++) arena[i] = (uint8_t)(i * 37 + (i >> 8));
+}
+
+#endif
