@@ -159,10 +159,8 @@ static void modrm32(struct decoded *d, struct cursor *s, bool code64)
     if (rm == 4) {
         uint8_t sib = (uint8_t)take(s, 1);
         uint32_t index = ((sib >> 3) & 7) | (d->rex & 2) << 2;
-        if (index != 4) {
-            d->index = (uint8_t)index;
-            d->scale = sib >> 6;
-        }
+        d->scale = sib >> 6;
+        if (index != 4) d->index = (uint8_t)index;
         d->base = (uint8_t)((sib & 7) | rex_b);
         if ((sib & 7) == 5 && d->mod == 0) {
             d->base = GPR_ZERO;
@@ -303,6 +301,7 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
 {
     struct cursor s = { p, count > 15 ? 15 : count, 0, false };
     memset(d, 0, sizeof *d);
+    d->bits = (uint8_t)bits;
     d->seg = SEG_DS;
     d->index = NO_INDEX;
     d->base = GPR_ZERO;

@@ -133,6 +133,7 @@ enum op_class {
 struct decoded {
     uint16_t row, op;
     uint32_t attr;
+    uint8_t bits;            /* 16, 32 or 64: the code size it was decoded for */
     uint8_t length;
     uint8_t map, opcode, modrm;
     bool has_modrm, is_mem;
