@@ -74,9 +74,15 @@ static void put_displacement(struct text *t, int64_t v)
     else put(t, "0x%llx", (unsigned long long)v);
 }
 
+/* 3E before an indirect branch. SDM 1 "Control-flow Enforcement Technology": no-track prefix */
+static bool is_notrack(const struct decoded *d)
+{
+    return (d->op == OP_jmp_ind || d->op == OP_call_ind) && (!d->seg_override || d->seg == SEG_DS);
+}
+
 static void put_segment(struct text *t)
 {
-    if (!t->d->seg_override) return;
+    if (!t->d->seg_override || is_notrack(t->d)) return;
     t->used_seg = true;
     put(t, "%s:", names_seg[t->d->seg]);
 }
@@ -105,7 +111,7 @@ static void memory32(struct text *t)
     bool has_sib = (d->modrm & 7) == 4, has_base = d->base < 16, has_index = d->index < 16;
     bool long_names = d->asize == 8;
     bool disp32_only = !has_base && !d->rip_relative;
-    bool need_index = has_sib && !has_base && !has_index && !(t->bits == 64 && d->asize == 8);
+    bool need_index = has_sib && !has_base && !has_index && t->bits != 16 && d->asize == 4;
     bool bracket = has_base || need_index || (has_sib && (has_index || d->scale)) || d->rip_relative;
     /* d->scale is kept only with an index; the encoding is needed to show what it says. */
     use_rex(t, 1);
@@ -203,6 +209,8 @@ static void put_rm(struct text *t, uint32_t size, uint32_t memory_size)
 }
 static void put_vector(struct text *t, uint32_t n, const char *file) { put(t, "%s%u", file, n); }
 
+static bool is(const struct text *t, const char *m) { return !strcmp(isa_op[t->d->op].mnemonic, m); }
+
 /* Operand n. */
 static void put_operand(struct text *t, int n)
 {
@@ -211,14 +219,21 @@ static void put_operand(struct text *t, int n)
     switch (k) {
     case Ev: case Rv: use_osize(t); put_rm(t, size, size); break;
     case Eb: case Ew: case Ed: case Eq: case Rd: case Rq:
-    case Mb: case Mw: case Md: case Mq: case Mdq: case Mt: put_rm(t, size, size); break;
+    case Mb: case Mw: case Md: case Mq: case Mdq: case Mt: put_rm(t, size, is(t, "lddqu") ? 0 : size); break;
     case Ey: case Ry: use_rex(t, 8); put_rm(t, size, size); break;
     case RyMd: use_rex(t, 8); put_rm(t, size, 4); break;
     case RdMb: put_rm(t, 4, 1); break;
     case RdMw: put_rm(t, 4, 2); break;
     case Gv: use_osize(t); use_rex(t, 4); put_reg(t, d->reg, size); break;
     case Gy: use_rex(t, 12); put_reg(t, d->reg, size); break;
-    case Gb: case Gw: case Gd: case Gq: use_rex(t, 4); put_reg(t, d->reg, size); break;
+    case Gb: case Gw: case Gd: case Gq:
+        use_rex(t, 4);
+        if (k == Gd && (d->rex & 8) && (d->attr & A_W0OSZ)) { /* PMOVMSKB and the like: the upper half is zero */
+            use_rex(t, 8);
+            size = 8;
+        }
+        put_reg(t, d->reg, size);
+        break;
     case Zv: use_osize(t); use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, size); break;
     case Zb: use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, 1); break;
     case M_: put_memory(t); break;
@@ -273,8 +288,6 @@ static void put_operand(struct text *t, int n)
 
 static const char conditions[16][4] = { "o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g" };
 
-static bool is(const struct text *t, const char *m) { return !strcmp(isa_op[t->d->op].mnemonic, m); }
-
 /* The mnemonic where it depends on more than the operation; drop: operands not to be printed. */
 static void mnemonic(struct text *t, char name[32], uint32_t *drop)
 {
@@ -316,6 +329,15 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
         uint32_t reg = d->modrm >> 3 & 7;
         strcpy(name, reg == 1 ? "prefetchw" : reg == 2 ? "prefetchwt1" : "prefetch");
     }
+    static const char *const by_rexw[][2] = { { "movd", "movq" }, { "pextrd", "pextrq" }, { "pinsrd", "pinsrq" },
+        { "pcmpestrm", "pcmpestrmq" }, { "pcmpestri", "pcmpestriq" }, { "fxsave", "fxsave64" }, { "fxrstor", "fxrstor64" } };
+    for (size_t i = 0; i < ARRAY_SIZE(by_rexw) && (d->rex & 8); i++) {
+        if (strcmp(m, by_rexw[i][0])) continue;
+        strcpy(name, by_rexw[i][1]);
+        use_rex(t, 8);
+    }
+    if (d->op == OP_fneni || d->op == OP_fndisi) strcat(name, "(8087 only)");
+    if (d->op == OP_fnsetpm) strcat(name, "(287 only)");
     bool pushed_immediate = d->op == OP_push_i;
     if (pushed_immediate && d->osize == 2 && native == 4) strcat(name, "w");
     if (pushed_immediate && d->osize == 4 && native == 2) strcat(name, "d");
@@ -428,7 +450,7 @@ static void put_prefixes(struct text *t, const struct prefix_list *p)
         case 0xf0: put(t, "lock "); break;
         case 0xf2: case 0xf3: put(t, "%s ", i == last_rep ? rep_name(t, b) : b == 0xf2 ? "repnz" : "repz"); break;
         case 0x26: case 0x2e: case 0x36: put(t, "%s ", seg_names[(b - 0x26) >> 3]); break;
-        case 0x3e: put(t, (d->op == OP_jmp_ind || d->op == OP_call_ind) && !d->is_mem ? "notrack " : "ds "); break;
+        case 0x3e: put(t, is_notrack(d) ? "notrack " : "ds "); break;
         case 0x64: case 0x65: put(t, "%s ", seg_names[b - 0x60]); break;
         default: put(t, "rex%s%s%s%s%s ", b & 15 ? "." : "", b & 8 ? "W" : "", b & 4 ? "R" : "", b & 2 ? "X" : "", b & 1 ? "B" : ""); break;
         }

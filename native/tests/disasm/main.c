@@ -17,7 +17,11 @@ static struct { uint32_t cases; uint64_t seed, keep; } options = { 4, 1, 40 };
 static const char *explained(const struct item *t, const char *ours, const char *theirs)
 {
     const char *m = isa_op[row_forms[t->row].op].mnemonic;
-    if (!strcmp(m, "salc")) return "objdump does not know SALC";
+    static const char *const aliases[] = { "fcom2", "fcomp3", "fcomp5", "fxch4", "fxch7", "fstp1", "fstp8", "fstp9", "ffreep", "salc", NULL };
+    for (int i = 0; aliases[i]; i++)
+        if (!strcmp(m, aliases[i]) && strstr(theirs, "(bad)")) return "objdump does not know the undocumented name";
+    if (strstr(ours, "fence") && strstr(theirs, "(bad)")) return "the processor ignores ModRM.rm of the fences, objdump does not";
+    if (!strcmp(m, "fwait") && !strncmp(theirs, "rex", 3)) return "objdump takes REX and FWAIT apart";
     if (!strncmp(ours, "nop", 3) || strstr(ours, " nop ")) {
         static const char *const others[] = { "bnd", "endbr", "rdssp", "cldemote", NULL };
         for (int i = 0; others[i]; i++)
@@ -60,7 +64,9 @@ static bool generate(struct rng *r, uint32_t row, uint32_t bits, struct item *t)
 
 static uint32_t check_mode(uint32_t bits, uint64_t *checked)
 {
+    static uint32_t row_bad[ROW_COUNT];
     uint32_t n = 0, bad = 0, excused = 0;
+    memset(row_bad, 0, sizeof row_bad);
     struct item *items = calloc((size_t)ROW_COUNT * options.cases, sizeof *items);
     char path[] = "/tmp/disasm-XXXXXX", command[256], line[512];
     int fd = mkstemp(path);
@@ -101,7 +107,7 @@ static uint32_t check_mode(uint32_t bits, uint64_t *checked)
         if (length == t->length && !strcmp(ours, theirs)) continue;
         if (explained(t, ours, theirs)) { excused++; continue; }
         bad++;
-        if (bad > options.keep) continue;
+        if (bad > options.keep || row_bad[t->row]++ > 1) continue;
         printf("%u-bit %s:", bits, row_forms[t->row].id);
         for (int i = 0; i < t->length; i++) printf(" %02x", t->bytes[i]);
         printf("\n    ours    %s\n    objdump %s\n", ours, theirs);
