@@ -122,6 +122,7 @@ static void memory32(struct text *t)
         put_value(t, (uint64_t)d->disp);
         return;
     }
+    if (t->bits == 16 && !has_base && !has_index) t->used67 = false;
     put(t, "[");
     if (d->rip_relative) {
         put(t, "%s+", d->asize == 8 ? "rip" : "eip");
@@ -139,8 +140,10 @@ static void memory32(struct text *t)
         put(t, "*%d", 1 << d->scale);
     }
     if (d->disp || d->mod || disp32_only || (has_base && (d->base & 7) == RBP)) {
-        if (d->disp >= 0) put(t, "+");
-        put_displacement(t, d->disp);
+        int64_t disp = d->disp;
+        if (need_index && t->bits == 64) disp = (uint32_t)disp; /* EIZ stands for the truncation */
+        if (disp >= 0) put(t, "+");
+        put_displacement(t, disp);
     }
     put(t, "]");
 }
@@ -171,7 +174,8 @@ static void put_string_operand(struct text *t, uint32_t k, uint32_t size)
 {
     bool dest = k == Yb || k == Yv || k == Yz;
     t->used67 = true;
-    if (size > 1) use_osize(t);
+    if (k == Xz || k == Yz) t->used66 = true;
+    else if (size > 1) use_osize(t);
     put_size(t, size);
     if (dest) put(t, "es:[");
     else {
@@ -193,7 +197,7 @@ static void put_target(struct text *t, bool near32)
     }
     uint64_t target = t->rip + t->d->length + t->d->imm;
     if (t->bits == 64) put(t, "0x%llx", (unsigned long long)target);
-    else if (t->d->osize == 2) put(t, "0x%x", (unsigned)(segment | (target & 0xffff)));
+    else if (near32 && t->d->osize == 2) put(t, "0x%x", (unsigned)(segment | (target & 0xffff)));
     else put(t, "0x%x", (unsigned)target);
 }
 
@@ -217,9 +221,15 @@ static void put_operand(struct text *t, int n)
     const struct decoded *d = t->d;
     uint32_t k = t->row->k[n], size = operand_size(d, n);
     switch (k) {
-    case Ev: case Rv: use_osize(t); put_rm(t, size, size); break;
-    case Eb: case Ew: case Ed: case Eq: case Rd: case Rq:
-    case Mb: case Mw: case Md: case Mq: case Mdq: case Mt: put_rm(t, size, is(t, "lddqu") ? 0 : size); break;
+    case Rv:
+        if (t->row->k[1 - n] == Cr || t->row->k[1 - n] == Dr) size = t->bits == 64 ? 8 : 4; /* as wide as the mode */
+        else use_osize(t);
+        put_rm(t, size, size);
+        break;
+    case Ev: use_osize(t); put_rm(t, size, size); break;
+    case Ew: put_rm(t, d->op == OP_lar || d->op == OP_lsl ? d->osize : size, size); break;
+    case Eb: case Ed: case Eq: case Rd: case Rq:
+    case Mb: case Mw: case Md: case Mq: case Mdq: case Mt: put_rm(t, size, is(t, "lddqu") || is(t, "invpcid") ? 0 : size); break;
     case Ey: case Ry: use_rex(t, 8); put_rm(t, size, size); break;
     case RyMd: use_rex(t, 8); put_rm(t, size, 4); break;
     case RdMb: put_rm(t, 4, 1); break;
@@ -228,16 +238,16 @@ static void put_operand(struct text *t, int n)
     case Gy: use_rex(t, 12); put_reg(t, d->reg, size); break;
     case Gb: case Gw: case Gd: case Gq:
         use_rex(t, 4);
-        if (k == Gd && (d->rex & 8) && (d->attr & A_W0OSZ)) { /* PMOVMSKB and the like: the upper half is zero */
+        if (k == Gd && (d->rex & 8) && (d->attr & A_W0OSZ) && !is(t, "pextrw")) { /* PMOVMSKB and the like: the upper half is zero */
             use_rex(t, 8);
             size = 8;
         }
-        put_reg(t, d->reg, size);
+        put_reg(t, d->reg, d->op == OP_invpcid && t->bits == 64 ? 8 : size);
         break;
     case Zv: use_osize(t); use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, size); break;
     case Zb: use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, 1); break;
     case M_: put_memory(t); break;
-    case Mp: use_osize(t); put_size(t, d->osize == 2 ? 4 : d->osize == 4 ? 6 : 10); put_memory(t); break;
+    case Mp: t->used66 = true; put_size(t, d->osize == 2 ? 4 : 6); put_memory(t); break;
     case Ma: use_osize(t); put_size(t, d->osize * 2u); put_memory(t); break;
     case Ms: case Mf: put_memory(t); break;
     case Ib: put(t, "0x%llx", (unsigned long long)mask_to(d->imm, 1)); break;
@@ -266,7 +276,8 @@ static void put_operand(struct text *t, int n)
     case AX_: put(t, "ax"); break;
     case CL_: put(t, "cl"); break;
     case DX_: put(t, "dx"); break;
-    case rAX: case eAX_: use_osize(t); put_reg(t, RAX, size); break;
+    case eAX_: t->used66 = true; put_reg(t, RAX, size); break;
+    case rAX: use_osize(t); put_reg(t, RAX, size); break;
     case ES_: case CS_: case SS_: case DS_: case FS_: case GS_: put(t, "%s", names_seg[k - ES_]); break;
     case Xb: case Xv: case Yb: case Yv: case Xz: case Yz: put_string_operand(t, k, size); break;
     case Vx: use_rex(t, 4); put_vector(t, d->reg, "xmm"); break;
@@ -314,12 +325,15 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
     }
     /* A size suffix where no operand shows the size. */
     static const char *const suffixed[] = { "pusha", "popa", "pushf", "popf", "leave", "enter", "ret", "retf", "call", "jmp", "lgdt", "lidt", "sgdt",
-                                            "sidt", "sysret", "sysexit", NULL };
+                                            "sidt", NULL };
     bool no_operand = t->row->k[0] == NA || t->row->k[0] == Iw || t->row->k[0] == Iwb || t->row->k[0] == Jz || t->row->k[0] == Ms;
     for (int i = 0; suffixed[i] && no_operand; i++) {
         if (strcmp(m, suffixed[i])) continue;
         if (!(t->bits == 64 && (d->attr & A_F64))) t->used66 = true;
-        if (t->row->k[0] == Ms) return;
+        if (t->row->k[0] == Ms) {
+            if (t->bits != 64) strcat(name, size == 2 ? "w" : "d");
+            return;
+        }
         if (size == 2 && native == 4) strcat(name, "w");
         else if (size == 4 && native == 2) strcat(name, "d");
         if (size == 8 && !strcmp(m, "retf")) { strcat(name, "q"); use_rex(t, 8); }
@@ -338,7 +352,13 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
     }
     if (d->op == OP_fneni || d->op == OP_fndisi) strcat(name, "(8087 only)");
     if (d->op == OP_fnsetpm) strcat(name, "(287 only)");
-    bool pushed_immediate = d->op == OP_push_i;
+    if (t->bits == 64 && (is(t, "sysret") || is(t, "sysexit"))) {
+        strcat(name, d->rex & 8 ? "q" : "d");
+        use_rex(t, 8);
+    }
+    /* Nothing but the suffix shows the size of a pushed constant, or of FS and GS. */
+    bool pushed_immediate = d->op == OP_push_i || ((d->op == OP_push_sreg || d->op == OP_pop_sreg) && d->map == M0F);
+    if (pushed_immediate) t->used66 = true;
     if (pushed_immediate && d->osize == 2 && native == 4) strcat(name, "w");
     if (pushed_immediate && d->osize == 4 && native == 2) strcat(name, "d");
     if (d->op == OP_cmpxchg8b) {
@@ -450,7 +470,7 @@ static void put_prefixes(struct text *t, const struct prefix_list *p)
         case 0xf0: put(t, "lock "); break;
         case 0xf2: case 0xf3: put(t, "%s ", i == last_rep ? rep_name(t, b) : b == 0xf2 ? "repnz" : "repz"); break;
         case 0x26: case 0x2e: case 0x36: put(t, "%s ", seg_names[(b - 0x26) >> 3]); break;
-        case 0x3e: put(t, is_notrack(d) ? "notrack " : "ds "); break;
+        case 0x3e: put(t, is_notrack(d) && !memchr(p->b + i + 1, 0x3e, p->n - i - 1) ? "notrack " : "ds "); break;
         case 0x64: case 0x65: put(t, "%s ", seg_names[b - 0x60]); break;
         default: put(t, "rex%s%s%s%s%s ", b & 15 ? "." : "", b & 8 ? "W" : "", b & 4 ? "R" : "", b & 2 ? "X" : "", b & 1 ? "B" : ""); break;
         }

@@ -21,9 +21,10 @@ static const char *explained(const struct item *t, const char *ours, const char 
     for (int i = 0; aliases[i]; i++)
         if (!strcmp(m, aliases[i]) && strstr(theirs, "(bad)")) return "objdump does not know the undocumented name";
     if (strstr(ours, "fence") && strstr(theirs, "(bad)")) return "the processor ignores ModRM.rm of the fences, objdump does not";
-    if (!strcmp(m, "fwait") && !strncmp(theirs, "rex", 3)) return "objdump takes REX and FWAIT apart";
+    if (!strcmp(m, "wbinvd") && strstr(theirs, "(bad)")) return "66 before WBINVD is ignored";
+    if (!strcmp(m, "fwait") && strstr(theirs, "rex")) return "objdump takes REX and FWAIT apart";
     if (!strncmp(ours, "nop", 3) || strstr(ours, " nop ")) {
-        static const char *const others[] = { "bnd", "endbr", "rdssp", "cldemote", NULL };
+        static const char *const others[] = { "bnd", "endbr", "rdssp", "cldemote", "prefetchit", NULL };
         for (int i = 0; others[i]; i++)
             if (strstr(theirs, others[i])) return "a hint that is no more than a NOP without MPX or CET";
     }
