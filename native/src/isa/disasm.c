@@ -93,7 +93,7 @@ static void memory16(struct text *t)
     const struct decoded *d = t->d;
     uint32_t rm = d->modrm & 7;
     if (d->mod == 0 && rm == 6) {
-        if (!d->seg_override) put(t, "ds:");
+        if (!t->used_seg) put(t, "ds:");
         put_value(t, (uint16_t)d->disp);
         return;
     }
@@ -118,7 +118,7 @@ static void memory32(struct text *t)
     if (has_sib) use_rex(t, 2);
     if (!bracket) {
         if (t->bits == 16) t->used67 = false;
-        if (!d->seg_override) put(t, "ds:");
+        if (!t->used_seg) put(t, "ds:");
         put_value(t, (uint64_t)d->disp);
         return;
     }
@@ -235,14 +235,14 @@ static void put_operand(struct text *t, int n)
     case RdMb: put_rm(t, 4, 1); break;
     case RdMw: put_rm(t, 4, 2); break;
     case Gv: use_osize(t); use_rex(t, 4); put_reg(t, d->reg, size); break;
-    case Gy: use_rex(t, 12); put_reg(t, d->reg, size); break;
+    case Gy: use_rex(t, 12); put_reg(t, d->reg, d->op == OP_invpcid && t->bits == 64 ? 8 : size); break;
     case Gb: case Gw: case Gd: case Gq:
         use_rex(t, 4);
         if (k == Gd && (d->rex & 8) && (d->attr & A_W0OSZ) && !is(t, "pextrw")) { /* PMOVMSKB and the like: the upper half is zero */
             use_rex(t, 8);
             size = 8;
         }
-        put_reg(t, d->reg, d->op == OP_invpcid && t->bits == 64 ? 8 : size);
+        put_reg(t, d->reg, size);
         break;
     case Zv: use_osize(t); use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, size); break;
     case Zb: use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, 1); break;
@@ -266,7 +266,7 @@ static void put_operand(struct text *t, int n)
     case Ob: case Ov:
         if (d->asize == 8 || t->bits != 64) t->used67 = t->bits != 64 ? false : true;
         put_segment(t);
-        if (!d->seg_override) put(t, "ds:");
+        if (!t->used_seg) put(t, "ds:");
         put(t, "0x%llx", (unsigned long long)d->imm);
         break;
     case Sw: put(t, "%s", names_seg[d->reg & 7]); break;
