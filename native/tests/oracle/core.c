@@ -158,7 +158,7 @@ static void save_state(struct kvs_vcpu *c, struct cpu_state *o)
 static void take_fault(struct kvs_vcpu *c, struct cpu_state *o)
 {
     static const uint32_t with_error = 1u << EXC_DF | 1u << EXC_TS | 1u << EXC_NP | 1u << EXC_SS | 1u << EXC_GP | 1u << EXC_PF | 1u << EXC_AC;
-    uint64_t handler = c->rip - 1 - (KERNEL + P_HANDLERS);
+    uint64_t handler = (c->rip - (KERNEL + P_HANDLERS)) & ~15ull;
     if (handler >= 4096) { o->vector = 0xfe; return; }
     o->vector = (uint32_t)(handler >> 4);
     const uint8_t *frame = core.ram + P_STACK + 0x1000 - 40;
@@ -190,7 +190,7 @@ static void run_case(struct test_case *t, bool stepped)
     if (result || (reason != KVS_EXIT_HLT && reason != KVS_EXIT_INSN_LIMIT)) {
         o->vector = 0xfd;
         o->error = reason;
-    } else if (reason == KVS_EXIT_HLT) {
+    } else if (c->cpl != 3) {
         take_fault(c, o);
         if (o->vector == EXC_PF && o->rip == STUB && o->cr2 == STUB && !stepped) {
             o->vector = NO_VECTOR;

@@ -11,14 +11,16 @@ static bool has_mnemonic(uint32_t row, const char *const *list)
 
 const char *row_excluded(uint32_t row)
 {
-    static const char *const traps[] = { "int3", "int1", "icebp", "into", "ud2", "ud1", "ud0", "bound", NULL };
+    static const char *const traps[] = { "int3", "into", "ud2", "ud1", "ud0", "bound", NULL };
     static const char *const machine[] = { "cpuid", "rdtsc", "rdtscp", "rdpid", "rdrand", "rdseed", "xgetbv", "rdpmc", NULL };
+    static const char *const hypervisor[] = { "int1", "icebp", NULL };
     static const char *const system[] = { "int", "syscall", "sysenter", "sysexit", "sysret", "iret", "lar", "lsl", "verr", "verw",
         "sldt", "str", "smsw", "sgdt", "sidt", "lds", "les", "lss", "lfs", "lgs", "retf", "vmcall", "vmmcall", "monitor",
         "mwait", "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "xsetbv", "xsave", "xrstor", "xsaveopt", "hlt", NULL };
     const struct row_form *f = &row_forms[row];
     if (!f->id) return "no encoding";
     if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
+    if (has_mnemonic(row, hypervisor)) return "hypervisors change its trap";
     if (has_mnemonic(row, system)) return "system";
     for (int i = 0; i < 3; i++) {
         uint8_t k = f->k[i];

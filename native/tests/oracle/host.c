@@ -88,6 +88,7 @@ static void on_fault(int sig, siginfo_t *info, void *context)
 {
     struct stub_data *s = (struct stub_data *)DATA;
     __asm__ volatile("wrfsbase %0" : : "r"(s->fs_base));
+    __asm__ volatile("pushfq\n andl $~0x40000, (%%rsp)\n popfq" : : : "cc", "memory"); /* AC */
     ucontext_t *u = context;
     greg_t *g = u->uc_mcontext.gregs;
     struct cpu_state *o = s->out;
@@ -168,6 +169,10 @@ static void child_main(struct batch **where)
                      : : "r"(0x2b), "r"(s->fs_base));
     struct sigaction a = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
     static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+    /* Every page is there: a fault tells protection from presence. */
+    const uint64_t arenas[] = { MID, HIGH, host.low ? LOW : MID };
+    for (size_t i = 0; i < ARRAY_SIZE(arenas); i++)
+        for (uint32_t off = 0; off < ARENA_SIZE; off += 0x1000) (void)*(volatile uint8_t *)(uintptr_t)(arenas[i] + off);
     sigaltstack(&alt, NULL);
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++) sigaction(signals[i], &a, NULL);
     for (;;) {
