@@ -30,8 +30,11 @@ public sealed record VirtualMachineOptions
     /// <summary>What time the machine's clock tells.</summary>
     public ClockMode Clock { get; init; } = ClockMode.Real;
 
-    /// <summary>The rate of the time-stamp counter in kHz; 0 takes the host's (real clock) or 1,000,000 (virtual clock).</summary>
-    public uint TscKilohertz { get; init; }
+    /// <summary>
+    /// The rate of the guest's time-stamp counter in kHz, by default 1,000,000, so that a saved machine goes on anywhere;
+    /// 0 takes the host's on a real clock.
+    /// </summary>
+    public uint TscKilohertz { get; init; } = 1_000_000;
 
     /// <summary>
     /// The wall-clock time at which the machine's clock reads 0. <see langword="null"/> takes the host's time at

@@ -1,5 +1,4 @@
 using System.Reflection;
-using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace KvmSharp.Interop;
@@ -74,31 +73,5 @@ internal static unsafe class NativeLibraryLoader
         }
         // The runtime's own search knows where NuGet put the package.
         return NativeLibrary.TryLoad(name, assembly, searchPath, out var handle) ? handle : 0;
-    }
-}
-
-/// <summary>The sizes of the structures that cross the boundary.</summary>
-internal static class AbiLayout
-{
-    internal static void Check()
-    {
-        Require<Registers>(144);
-        Require<SpecialRegisters>(312);
-        Require<FpuRegisters>(416);
-        Require<CpuidEntry>(40);
-        Require<KvsRun>(2416);
-        Require<KvsVcpuEvents>(64);
-        Require<KvsIrqchip>(520);
-        Require<KvsPitState2>(112);
-        Require<KvsClockData>(48);
-    }
-
-    private static void Require<T>(int size)
-        where T : unmanaged
-    {
-        if (Unsafe.SizeOf<T>() != size)
-        {
-            throw new NativeLibraryException($"The structure {typeof(T).Name} has {Unsafe.SizeOf<T>()} bytes in this assembly and {size} in the native library.");
-        }
     }
 }
