@@ -12,6 +12,12 @@
 #include "interp/x87.h"
 #include "irqchip/irqchip.h"
 
+OP(int_n);
+OP(int3);
+OP(into);
+OP(int1);
+OP(syscall);
+
 #define BUDGET_MAX (INT64_C(1) << 40)
 #define DR6_BS 0x4000u
 
@@ -286,6 +292,12 @@ static enum verdict exit_debug(struct kvs_vcpu *c, uint64_t dr6)
     return exit_with(c, KVS_EXIT_DEBUG);
 }
 
+/* SDM 3B "Single-Step Exception Condition": what clears TF on its way into a handler is not stepped. */
+static bool entered_handler(const struct kvs_vcpu *c, kvs_handler fn)
+{
+    return !(c->eflags & FLAG_TF) && (fn == op_int_n || fn == op_int3 || fn == op_into || fn == op_int1 || fn == op_syscall);
+}
+
 /* One instruction by itself: single-step, breakpoints, interrupt shadow, I/O being completed, tracing. */
 static int step(struct kvs_vcpu *c)
 {
@@ -298,7 +310,8 @@ static int step(struct kvs_vcpu *c)
     if (c->trace) trace_record(c);
     int64_t rest = c->budget - 1;
     c->budget = 1;
-    st = b->insn[0].fn(c, b->insn, 1);
+    kvs_handler fn = b->insn[0].fn;
+    st = fn(c, b->insn, 1);
     c->budget += rest;
     bool done = st != ST_FAULT && st != ST_EXIT && st != ST_AGAIN;
     if (!done) {
@@ -306,7 +319,7 @@ static int step(struct kvs_vcpu *c)
         return st;
     }
     /* SDM 3A "Single-Step Exception Condition": TF as it was before, and none under MOV SS. */
-    if (tf && c->int_shadow != 1) c->pending_dbg |= DR6_BS;
+    if (tf && c->int_shadow != 1 && !entered_handler(c, fn)) c->pending_dbg |= DR6_BS;
     return st;
 }
 

@@ -136,7 +136,7 @@ int vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
     pthread_cond_init(&c->wait_cond, &attr);
     pthread_condattr_destroy(&attr);
     c->run = calloc(1, sizeof *c->run);
-    c->tlb_classes = aligned_alloc(64, TLB_CLASSES * sizeof *c->tlb_classes);
+    c->tlb_classes = aligned_alloc(64, (TLB_CLASSES * sizeof *c->tlb_classes + 63) & ~(size_t)63);
     c->step_block = calloc(1, sizeof(struct block) + (MAX_INSNS + 1) * sizeof(struct kvs_insn));
     uint32_t count = 0;
     cpuid_supported(NULL, &count);
