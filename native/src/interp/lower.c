@@ -12,7 +12,7 @@
     WIDTH_DECL(name, _rm_slow) WIDTH_DECL(name, _mr_slow) WIDTH_DECL(name, _mi_slow)
 #define DECL_TEST2(name)
 #define DECL_UNARY(name) WIDTH_DECL(name, _r) WIDTH_DECL(name, _m) WIDTH_DECL(name, _m_slow) WIDTH_DECL(name, _lock)
-#define DECL_SHIFT(name) WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rc) WIDTH_DECL(name, _m) WIDTH_DECL(name, _m_slow)
+#define DECL_SHIFT(name) WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rz) WIDTH_DECL(name, _rc) WIDTH_DECL(name, _m) WIDTH_DECL(name, _m_slow)
 #define DECL_MOVES(name)
 #define DECL_EXTEND(name)
 #define DECL_JCC(name)
@@ -66,8 +66,8 @@ enum unary_form { UR, UM, UM_SLOW, ULOCK, UNARY_FORMS };
 #define UNARY_ROW(name) { WIDTH_LIST(name, _r), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow), WIDTH_LIST(name, _lock) }
 static const kvs_handler unary_handlers[][UNARY_FORMS][4] = { UNARY_ROW(inc), UNARY_ROW(dec), UNARY_ROW(neg), UNARY_ROW(not) };
 
-enum shift_form { SI, SC, SM, SM_SLOW, SHIFT_FORMS };
-#define SHIFT_LIST(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow) }
+enum shift_form { SI, SZ, SC, SM, SM_SLOW, SHIFT_FORMS };
+#define SHIFT_LIST(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rz), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow) }
 static const kvs_handler shift_handlers[][SHIFT_FORMS][4] = {
     SHIFT_LIST(rol), SHIFT_LIST(ror), SHIFT_LIST(rcl), SHIFT_LIST(rcr), SHIFT_LIST(shl), SHIFT_LIST(shr), SHIFT_LIST(sar),
 };
@@ -218,7 +218,10 @@ static kvs_handler shift(const struct decoded *d, struct kvs_insn *out)
     static const uint8_t index[] = { [OP_rol] = 0, [OP_ror] = 1, [OP_rcl] = 2, [OP_rcr] = 3, [OP_shl] = 4, [OP_shr] = 5, [OP_sar] = 6 };
     bool by_cl = isa_row[d->row].k[1] == CL_;
     uint32_t w = width_index(INSN_OSIZE(out)), form = by_cl ? SC : SI;
-    if (!by_cl) out->imm &= INSN_OSIZE(out) == 8 ? 63 : 31;
+    if (!by_cl) {
+        out->imm &= INSN_OSIZE(out) == 8 ? 63 : 31;
+        if (!out->imm) form = SZ;
+    }
     if (out->dst == INSN_MEM) form = out->seg & INSN_FAST ? SM : SM_SLOW;
     return shift_handlers[index[d->op]][form][w];
 }

@@ -158,9 +158,10 @@ UNARY_FORMS(dec)
 UNARY_FORMS(neg)
 UNARY_FORMS(not)
 
-/* _ri: count in imm, masked and not zero. _rc: CL. Memory forms take either. */
-#define SHIFT_FORMS(op)                                                                           \
-    OP(N(op, _ri)) { SET(i->dst, SEM(op)(&c->fl, GET(i->dst), (uint8_t)i->imm)); NEXT(); }        \
+/* _ri: count in imm, masked and not zero; _rz: zero. _rc: CL. Memory forms take all. */
+#define SHIFT_FORMS(op, nz)                                                                       \
+    OP(N(op, _ri)) { SET(i->dst, SEM(nz)(&c->fl, GET(i->dst), (uint8_t)i->imm)); NEXT(); }        \
+    OP(N(op, _rz)) { SET(i->dst, GET(i->dst)); NEXT(); }                                          \
     OP(N(op, _rc)) { SET(i->dst, SEM(op)(&c->fl, GET(i->dst), REG8(RCX * 8))); NEXT(); }          \
     OPX(N(op, _m_slow))                                                                           \
     {                                                                                             \
@@ -177,13 +178,13 @@ UNARY_FORMS(not)
         *p = SEM(op)(&c->fl, *p, i->src == RCX ? REG8(RCX * 8) : (uint8_t)i->imm);                \
         NEXT();                                                                                   \
     }
-SHIFT_FORMS(rol)
-SHIFT_FORMS(ror)
-SHIFT_FORMS(rcl)
-SHIFT_FORMS(rcr)
-SHIFT_FORMS(shl)
-SHIFT_FORMS(shr)
-SHIFT_FORMS(sar)
+SHIFT_FORMS(rol, rol)
+SHIFT_FORMS(ror, ror)
+SHIFT_FORMS(rcl, rcl)
+SHIFT_FORMS(rcr, rcr)
+SHIFT_FORMS(shl, shl_nz)
+SHIFT_FORMS(shr, shr_nz)
+SHIFT_FORMS(sar, sar_nz)
 
 OP(N(mov, _rr)) { SET(i->dst, GET(i->src)); NEXT(); }
 OP(N(mov, _ri)) { SET(i->dst, (T)i->imm); NEXT(); }

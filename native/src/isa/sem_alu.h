@@ -92,6 +92,19 @@ SEM_WIDTHS(SEM_SHIFT, shl)
 SEM_WIDTHS(SEM_SHIFT, shr)
 SEM_WIDTHS(SEM_SHIFT, sar)
 
+/* The same for a count that is not zero after masking: every flag is written. */
+#define SEM_SHIFT_NZ(W, sfx, m, name)                                                             \
+    static inline uint##W##_t sem_##name##_nz##W(uint16_t *fl, uint##W##_t a, uint8_t count)      \
+    {                                                                                             \
+        uint16_t f;                                                                               \
+        __asm__(#name sfx " %%cl, %" m "0" FLAGS_OUT : "+r"(a), "=&a"(f) : "c"(count) : "cc");    \
+        *fl = f;                                                                                  \
+        return a;                                                                                 \
+    }
+SEM_WIDTHS(SEM_SHIFT_NZ, shl)
+SEM_WIDTHS(SEM_SHIFT_NZ, shr)
+SEM_WIDTHS(SEM_SHIFT_NZ, sar)
+
 #define SEM_WIDE(X, ...) X(16, "w", "w", __VA_ARGS__) X(32, "l", "k", __VA_ARGS__) X(64, "q", "q", __VA_ARGS__)
 
 /* SHLD, SHRD: bits come in from b. A 16-bit count above 16 is undefined: silicon decides. */
@@ -110,7 +123,8 @@ SEM_WIDE(SEM_SHIFT2, shrd)
     static inline uint##W##_t sem_imul##W(uint16_t *fl, uint##W##_t a, uint##W##_t b)             \
     {                                                                                             \
         uint16_t f = *fl;                                                                         \
-        __asm__(FLAGS_IN "imul" sfx " %" m "2, %" m "0" FLAGS_OUT : "+r"(a), "+&a"(f) : "r"(b) : "cc"); \
+        /* OF is written; SF, ZF, AF and PF are undefined and some silicon keeps them. */           \
+        __asm__("sahf\n\timul" sfx " %" m "2, %" m "0" FLAGS_OUT : "+r"(a), "+&a"(f) : "r"(b) : "cc"); \
         *fl = f;                                                                                  \
         return a;                                                                                 \
     }
