@@ -107,8 +107,12 @@ public sealed class CommandLineTests : IDisposable
     [Fact]
     public async Task RebootStartsTheMachineAnew()
     {
-        CommandResult result = await CommandRunner.KvmSharpAsync(
-            ["run", "debian", "--json", "--append", "quiet"], BootLimit + BootLimit, "reboot -f\npoweroff -f\n");
+        using var kvmsharp = new InteractiveProgram(TestPaths.CommandLineProgram, ["run", "debian", "--json"]);
+        await kvmsharp.ExpectAsync("~ # ", BootLimit);
+        kvmsharp.Send("reboot -f\n");
+        await kvmsharp.ExpectAsync("~ # ", BootLimit);
+        kvmsharp.Send("poweroff -f\n");
+        CommandResult result = await kvmsharp.WaitAsync(BootLimit);
         Assert.True(result.Status == 0, result.ToString());
         Assert.Contains("\"exit\":\"PowerOff\"", result.Error);
         Assert.Contains("\"boots\":2", result.Error);

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using System.Text;
 using KvmSharp.Boot;
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Cli.Debian;
@@ -141,9 +142,13 @@ internal sealed class RunCommand : IDisposable
                 Stream input = StandardStreams.OpenInput();
                 Stream output = StandardStreams.OpenOutput();
                 bool watchEscapes = !Console.IsInputRedirected;
+                bool waits = _options.Guest is not null && !watchEscapes;
+                var ready = Keep(new ManualResetEvent(initialState: !waits));
                 return Keep(new StreamCharacterBackend(
-                    new GuestOutput(output, message => Stop($"standard output cannot be written: {message}")),
-                    new GuestInput(input, watchEscapes, OnHostRequest)));
+                    new GuestOutput(
+                        output, message => Stop($"standard output cannot be written: {message}"),
+                        Encoding.ASCII.GetBytes(InitramfsBuilder.ReadyText), ready),
+                    new GuestInput(input, watchEscapes, OnHostRequest, ready)));
         }
     }
 

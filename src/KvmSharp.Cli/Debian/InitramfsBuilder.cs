@@ -34,6 +34,9 @@ internal static class InitramfsBuilder
 
         """;
 
+    /// <summary>What the init script prints when the shell is about to read; see its text.</summary>
+    public const string ReadyText = "Ctrl-A x ends it at once";
+
     private static readonly string[] _directories =
         ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "usr/share", "var"];
 

@@ -2,9 +2,10 @@ namespace KvmSharp.Cli.Terminal;
 
 /// <summary>
 /// Standard input on its way to the guest. On a terminal it looks for Ctrl-A sequences; from a pipe
-/// or file every byte is the guest's.
+/// or file every byte is the guest's, but none is read before <paramref name="ready"/> is set: a driver
+/// that starts up discards what a serial port has received by then.
 /// </summary>
-internal sealed class GuestInput(Stream input, bool watchEscapes, Action<HostRequest> onRequest) : Stream
+internal sealed class GuestInput(Stream input, bool watchEscapes, Action<HostRequest> onRequest, WaitHandle? ready) : Stream
 {
     private readonly EscapeFilter _filter = new();
 
@@ -26,6 +27,7 @@ internal sealed class GuestInput(Stream input, bool watchEscapes, Action<HostReq
     {
         if (!watchEscapes || buffer.Length < 2)
         {
+            ready?.WaitOne();
             return input.Read(buffer);
         }
 
@@ -64,10 +66,14 @@ internal sealed class GuestInput(Stream input, bool watchEscapes, Action<HostReq
     public override void Write(byte[] buffer, int offset, int count) => throw new NotSupportedException();
 }
 
-/// <summary>The guest's output on its way to standard output; tells when nobody reads it any more.</summary>
-internal sealed class GuestOutput(Stream output, Action<string> onBroken) : Stream
+/// <summary>
+/// The guest's output on its way to standard output; tells when nobody reads it any more, and when
+/// <paramref name="awaited"/> has come by.
+/// </summary>
+internal sealed class GuestOutput(Stream output, Action<string> onBroken, byte[] awaited, EventWaitHandle? seen) : Stream
 {
     private bool _broken;
+    private int _matched;
 
     public override bool CanRead => false;
 
@@ -85,6 +91,7 @@ internal sealed class GuestOutput(Stream output, Action<string> onBroken) : Stre
 
     public override void Write(ReadOnlySpan<byte> buffer)
     {
+        Watch(buffer);
         if (_broken)
         {
             return;
@@ -112,4 +119,18 @@ internal sealed class GuestOutput(Stream output, Action<string> onBroken) : Stre
     public override long Seek(long offset, SeekOrigin origin) => throw new NotSupportedException();
 
     public override void SetLength(long value) => throw new NotSupportedException();
+
+    // The awaited text starts with a character that it has nowhere else, so that a mismatch can only
+    // be the start of a new match.
+    private void Watch(ReadOnlySpan<byte> buffer)
+    {
+        for (int i = 0; i < buffer.Length && _matched < awaited.Length; i++)
+        {
+            _matched = buffer[i] == awaited[_matched] ? _matched + 1 : buffer[i] == awaited[0] ? 1 : 0;
+            if (_matched == awaited.Length)
+            {
+                seen?.Set();
+            }
+        }
+    }
 }
