@@ -28,11 +28,16 @@ internal static class StandardStreams
         return Open(1, FileAccess.Write);
     }
 
-    private static FileStream Open(int descriptor, FileAccess access)
+    private static Stream Open(int descriptor, FileAccess access)
     {
         try
         {
-            return new FileStream(new SafeFileHandle(descriptor, ownsHandle: false), access, bufferSize: 0);
+            var stream = new FileStream(new SafeFileHandle(descriptor, ownsHandle: false), access, bufferSize: 0);
+
+            // In a file, a FileStream keeps a position of its own, which others who write to the same open
+            // file do not see. The console's streams use the shared one, but they edit lines on a terminal
+            // and hide a broken pipe.
+            return !stream.CanSeek ? stream : descriptor == 0 ? Console.OpenStandardInput() : Console.OpenStandardOutput();
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or ArgumentException)
         {
