@@ -24,7 +24,7 @@
     SHAPE_##shape(name, mnem, k1) SHAPE_WRAP_##shape(name, k1, at)
 #define SIMD_FP_ROW(shape, name, mnem, feat, wr, map, pp, opc, k0, k1, k2, at)                    \
     SIMD_ROW(shape, name, mnem, feat, wr, map, pp, opc, k0, k1, k2, at)                           \
-    SIMD_K(name##_k, sem_##name, k1, SIMD_HOW(k1, at))
+    SIMD_K(name##_k, sem_##name, k1, SIMD_HOW(k1, at) | SIMD_FP(map, pp, opc))
 #define OPERATION(name, cls, mnem, feat, rd, wr, un)
 #define ENC(name, map, pp, opc, mod, k0, k1, k2, at)
 #define GRP(name, grp, pp, ext, mod, k0, k1, k2, at)

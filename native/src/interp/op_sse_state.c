@@ -1,9 +1,7 @@
 /* SSE state and what is left: FXSAVE, FXRSTOR, MXCSR, fences, hints, masked stores, CRC32, POPCNT. */
 #include "../isa/sem_simd.h"
+#include "../mmu/segment.h"
 #include "simd.h"
-
-/* A store that dropped decoded code ends the block. */
-static int stored(const struct kvs_vcpu *c) { return c->code_modified ? ST_END : ST_OK; }
 
 /* ---- MXCSR ---- */
 /* Rewritten masks choose other handlers for floating point: the block ends when that changes. */
@@ -28,8 +26,7 @@ OPX(stmxcsr)
 {
     UNUSED_OPARGS;
     uint32_t v = mxcsr_read(c);
-    int st = insn_write(c, i, &v, 4);
-    return st != ST_OK ? st : stored(c);
+    return insn_write(c, i, &v, 4);
 }
 
 /* ---- FXSAVE and FXRSTOR. SDM 2A "FXSAVE", "FXRSTOR" ---- */
@@ -40,11 +37,10 @@ static uint32_t fx_size(const struct kvs_vcpu *c)
     return !(c->cr4 & CR4_OSFXSR) ? FX_BASE : is_code64(c) ? FX_BASE + 256 : FX_BASE + 128;
 }
 
+/* The alignment check covers doublewords only, as on silicon; beyond that misalignment is #GP(0). */
 static int fx_address(struct kvs_vcpu *c, const struct kvs_insn *i, int access, uint64_t *la)
 {
-    int st = seg_to_linear(c, i->seg, insn_offset(c, i), 512, access, la);
-    if (st != ST_OK) return st;
-    return *la & 15 ? raise_gp(c, 0) : ST_OK;
+    return simd_address(c, i, insn_offset(c, i), 512, access, 15, 3, la);
 }
 
 OPX(fxsave)
@@ -73,8 +69,9 @@ OPX(fxsave)
     uint32_t top = f->fsw >> 11 & 7;
     for (uint32_t k = 0; k < 8; k++) memcpy(area + 32 + 16 * k, f->r[(top + k) & 7], 10);
     for (uint32_t k = 0; k < 16; k++) memcpy(area + FX_BASE + 16 * k, f->vec[k], 16);
-    st = lwrite(c, la, area, fx_size(c), LA_USER_RULES);
-    return st != ST_OK ? st : stored(c);
+    /* All 512 bytes must be writable, though the tail is left alone. */
+    st = lwrite_check(c, la, 512, LA_USER_RULES);
+    return st != ST_OK ? st : lwrite(c, la, area, fx_size(c), LA_USER_RULES);
 }
 
 OPX(fxrstor)
@@ -86,7 +83,9 @@ OPX(fxrstor)
     int st = fx_address(c, i, ACC_R, &la);
     if (st != ST_OK) return st;
     uint32_t size = fx_size(c);
-    st = lread(c, la, area, size, LA_USER_RULES);
+    /* All 512 bytes must be readable; silicon looks at the end first. */
+    if ((la & PAGE_MASK) > PAGE_SIZE - 512) st = lread(c, la + 511, area + 511, 1, LA_USER_RULES);
+    if (st == ST_OK) st = lread(c, la, area, size, LA_USER_RULES);
     if (st != ST_OK) return st;
     uint32_t mxcsr = ld32(area + 24);
     if (size > FX_BASE && (mxcsr & ~MXCSR_WRITABLE)) return raise_gp(c, 0);
@@ -139,19 +138,23 @@ static int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint
     uint64_t off = c->gpr[RDI], la;
     if (INSN_ASIZE(i) != 8) off = INSN_ASIZE(i) == 4 ? (uint32_t)off : (uint16_t)off;
     uint32_t first = (uint32_t)__builtin_ctz(bits), last = 31 - (uint32_t)__builtin_clz(bits);
-    int st = seg_to_linear(c, i->seg & ~INSN_FAST, off + first, 1, ACC_W, &la);
+    uint64_t wrap = INSN_ASIZE(i) == 8 ? ~0ull : INSN_ASIZE(i) == 4 ? UINT32_MAX : UINT16_MAX;
+    int st = simd_address(c, i, (off + last) & wrap, 1, ACC_W, 0, 0, &la);
+    if (st == ST_OK) st = simd_address(c, i, (off + first) & wrap, 1, ACC_W, 0, 0, &la);
     if (st != ST_OK) return st;
-    st = seg_to_linear(c, i->seg & ~INSN_FAST, off + last, 1, ACC_W, &la);
-    if (st != ST_OK) return st;
-    la -= last;
-    st = lwrite_check(c, la + first, last - first + 1, LA_USER_RULES);
+    la -= first;
+    uint64_t linear = is_code64(c) ? ~0ull : UINT32_MAX;
+    if ((la & 7) && alignment_checked(c)) return raise_error(c, EXC_AC, 0);
+    /* A fault in the first page is reported for the start of the operand. */
+    if (!((la ^ (la + first)) & ~(uint64_t)PAGE_MASK)) first = 0;
+    st = lwrite_check(c, (la + first) & linear, last - first + 1, LA_USER_RULES);
     while (st == ST_OK && bits) {
         uint32_t from = (uint32_t)__builtin_ctz(bits);
         uint32_t run = (uint32_t)__builtin_ctz(~(bits >> from));
-        st = lwrite(c, la + from, data + from, run, LA_USER_RULES);
+        st = lwrite(c, (la + from) & linear, data + from, run, LA_USER_RULES);
         bits &= ~(((1u << run) - 1) << from);
     }
-    return st != ST_OK ? st : stored(c);
+    return st;
 }
 
 OPX(maskmovdqu)
@@ -165,7 +168,7 @@ OPX(maskmovq)
     UNUSED_OPARGS;
     if (mmx_pending(c)) return raise_vector(c, EXC_MF);
     int st = masked_store(c, i, c->fpu.r[i->dst & 7], c->fpu.r[i->src & 7], 8);
-    if (st == ST_OK || st == ST_END) mmx_enter(c);
+    if (st == ST_OK) mmx_enter(c);
     return st;
 }
 

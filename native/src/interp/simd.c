@@ -1,7 +1,8 @@
-/* SIMD: handler table, slow paths, MXCSR and its exceptions. */
+/* SIMD: handler table, slow paths, MXCSR. */
 #include "simd.h"
 
 #include "../isa/sem_simd.h"
+#include "../mmu/segment.h"
 
 /* ---- table ---- */
 #define DECLARE_SIMD(name) OP(name##_r); OP(name##_m);
@@ -39,27 +40,35 @@ kvs_handler simd_handler(const struct decoded *d, uint32_t mode)
 }
 
 /* ---- slow paths ---- */
-static int simd_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t how)
+int simd_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t off, uint32_t size, int access, uint32_t gp,
+                 uint32_t ac, uint64_t *la)
 {
-    uint32_t size = how & SIMD_SIZE;
-    if (!(how & SIMD_ALIGNED)) return insn_read(c, i, data, size);
-    /* Segment checks come before the alignment check, that before paging. */
-    uint64_t la;
-    int st = seg_to_linear(c, i->seg, insn_offset(c, i), size, ACC_R, &la);
+    uint32_t n = i->seg & 0x7fu;
+    /* Silicon looks at the alignment before it finds an address not canonical, but after a limit. */
+    if (is_code64(c) && gp && !ac) {
+        uint64_t a = !(i->seg & INSN_FAST) && n >= SEG_FS ? off + c->seg[n].base : off;
+        if (a & gp) return raise_gp(c, 0);
+    }
+    int st = seg_to_linear(c, i->seg, off, size, access, la);
     if (st != ST_OK) return st;
-    if (la & (size - 1)) return raise_gp(c, 0);
-    return lread(c, la, data, size, LA_USER_RULES);
+    if ((*la & ac) && alignment_checked(c)) return raise_error(c, EXC_AC, 0);
+    return *la & gp ? raise_gp(c, 0) : ST_OK;
+}
+
+int simd_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t how)
+{
+    uint32_t size = how & SIMD_SIZE, aligned = how & SIMD_ALIGNED;
+    uint64_t la;
+    int st = simd_address(c, i, insn_offset(c, i), size, ACC_R, aligned ? size - 1 : 0, aligned ? 0 : size - 1, &la);
+    return st != ST_OK ? st : lread(c, la, data, size, LA_USER_RULES);
 }
 
 static int simd_write(struct kvs_vcpu *c, const struct kvs_insn *i, const void *data, uint32_t how)
 {
-    uint32_t size = how & SIMD_SIZE;
-    if (!(how & SIMD_ALIGNED)) return insn_write(c, i, data, size);
+    uint32_t size = how & SIMD_SIZE, aligned = how & SIMD_ALIGNED;
     uint64_t la;
-    int st = seg_to_linear(c, i->seg, insn_offset(c, i), size, ACC_W, &la);
-    if (st != ST_OK) return st;
-    if (la & (size - 1)) return raise_gp(c, 0);
-    return lwrite(c, la, data, size, LA_USER_RULES);
+    int st = simd_address(c, i, insn_offset(c, i), size, ACC_W, aligned ? size - 1 : 0, aligned ? 0 : size - 1, &la);
+    return st != ST_OK ? st : lwrite(c, la, data, size, LA_USER_RULES);
 }
 
 static NOINLINE int simd_load(struct kvs_vcpu *c, const struct kvs_insn *i, simd_sem core, uint32_t how)
@@ -102,72 +111,4 @@ void mxcsr_write(struct kvs_vcpu *c, uint32_t value)
     c->fpu.mxcsr = value;
     if (c->running) host_mxcsr_set(value | MXCSR_MASKS);
     vcpu_update_mode(c);
-}
-
-/* ---- unmasked exceptions ----
- * SDM 1 "SSE and SSE2 SIMD Floating-Point Exceptions", "Handling Unmasked Exceptions". The
- * instruction runs with everything masked and clean flags; what it would have raised is then known.
- */
-#define PRE_COMPUTATION 0x07u /* #I #D #Z */
-#define UNDERFLOW 0x10u
-#define PRECISION 0x20u
-
-static NOINLINE int simd_trap(struct kvs_vcpu *c, uint32_t guest, uint32_t flags)
-{
-    mxcsr_write(c, guest | flags);
-    return raise_vector(c, c->cr4 & CR4_OSXMMEXCPT ? EXC_XM : EXC_UD);
-}
-
-static NOINLINE int simd_run_checked(struct kvs_vcpu *c, const struct kvs_insn *i, simd_sem core, uint32_t how,
-                                     const void *reg)
-{
-    _Alignas(16) uint8_t data[16] = { 0 };
-    if ((how & SIMD_MMX) && (c->fpu.fsw & 0x80)) return raise_vector(c, EXC_MF);
-    if (!reg) {
-        int st = simd_read(c, i, data, how);
-        if (st != ST_OK) return st;
-        reg = data;
-    }
-    if (how & SIMD_MMX) mmx_enter(c); /* this much happens even if it traps */
-    /* What any of these instructions can write. */
-    uint8_t xmm[16], mmx[16];
-    memcpy(xmm, c->fpu.vec[i->dst & 15], 16);
-    memcpy(mmx, c->fpu.r[i->dst & 7], 16);
-    uint64_t gpr = c->gpr[i->dst & 15];
-    uint16_t fl = c->fl;
-
-    uint32_t guest = mxcsr_read(c);
-    uint32_t unmasked = ~(guest >> 7) & MXCSR_FLAGS;
-    uint32_t quiet = (guest & ~MXCSR_FLAGS) | MXCSR_MASKS;
-    /* Unmasked underflow is raised for every tiny result, exact or not; masked underflow sets its
-     * flag for exact ones only when they are flushed to zero. */
-    host_mxcsr_set(unmasked & UNDERFLOW ? quiet | MXCSR_FTZ : quiet);
-    core(c, i, reg);
-    uint32_t flags = host_mxcsr_get() & MXCSR_FLAGS;
-    uint32_t raised = flags & unmasked;
-    if (!raised) {
-        host_mxcsr_set(quiet | ((guest | flags) & MXCSR_FLAGS));
-        return ST_OK;
-    }
-    memcpy(c->fpu.vec[i->dst & 15], xmm, 16);
-    memcpy(c->fpu.r[i->dst & 7], mmx, 16);
-    c->gpr[i->dst & 15] = gpr;
-    c->fl = fl;
-    if (raised & PRE_COMPUTATION) return simd_trap(c, guest, flags & PRE_COMPUTATION);
-    if ((raised & UNDERFLOW) && (flags & PRECISION)) {
-        /* Flushing made it inexact; look again without. */
-        host_mxcsr_set(quiet & ~MXCSR_FTZ);
-        core(c, i, reg);
-        flags = (flags & ~PRECISION) | (host_mxcsr_get() & PRECISION);
-        memcpy(c->fpu.vec[i->dst & 15], xmm, 16);
-        c->fl = fl;
-    }
-    return simd_trap(c, guest, flags);
-}
-
-NOINLINE int simd_checked(OPARGS, simd_sem core, uint32_t how, const void *reg)
-{
-    int st = simd_run_checked(c, i, core, how, reg);
-    if (UNLIKELY(st != ST_OK)) return leave(c, i, budget, st);
-    NEXT();
 }

@@ -23,8 +23,19 @@ static inline void host_mxcsr_set(uint32_t v) { __asm__ volatile("ldmxcsr %0" : 
 #define SIMD_SIZE 0xffu
 #define SIMD_ALIGNED 0x100u /* #GP(0) unless aligned */
 #define SIMD_MMX 0x200u     /* touches MMX registers */
+/* Which arithmetic a checked instruction does: opcode (0x100 added in map 0F 3A) and prefix. */
+#define SIMD_FP(map, pp, opc) ((uint32_t)((opc) | ((map) == M3A ? 0x100 : 0)) << 16 | (uint32_t)(pp) << 28)
+#define SIMD_FP_OPCODE(how) ((how) >> 16 & 0x1ff)
+#define SIMD_FP_PREFIX(how) ((how) >> 28)
 
 int op_mf(OPARGS); /* #MF: an x87 exception is pending */
+/*
+ * Linear address of size bytes at off in the segment of i, checked: with bits of gp set in it #GP(0),
+ * with bits of ac set #AC where alignment is checked (for sizes 2, 4 and 8 that is included).
+ */
+int simd_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t off, uint32_t size, int access, uint32_t gp,
+                 uint32_t ac, uint64_t *la);
+int simd_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t how);
 /* Reads the memory operand through every check and runs the semantic; core: a simd_sem. */
 int simd_load_slow(OPARGS, void (*core)(struct kvs_vcpu *, const struct kvs_insn *, const void *), uint32_t how);
 /* Stores size bytes from `from`, which lies in the vCPU. */
