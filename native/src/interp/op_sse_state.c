@@ -69,8 +69,9 @@ OPX(fxsave)
     uint32_t top = f->fsw >> 11 & 7;
     for (uint32_t k = 0; k < 8; k++) memcpy(area + 32 + 16 * k, f->r[(top + k) & 7], 10);
     for (uint32_t k = 0; k < 16; k++) memcpy(area + FX_BASE + 16 * k, f->vec[k], 16);
-    /* All 512 bytes must be writable, though the tail is left alone. */
-    st = lwrite_check(c, la, 512, LA_USER_RULES);
+    /* All 512 bytes must be writable, though the tail is left alone; silicon looks at the end first. */
+    st = lwrite_check(c, la + 511, 1, LA_USER_RULES);
+    if (st == ST_OK) st = lwrite_check(c, la, 512, LA_USER_RULES);
     return st != ST_OK ? st : lwrite(c, la, area, fx_size(c), LA_USER_RULES);
 }
 
@@ -84,7 +85,7 @@ OPX(fxrstor)
     if (st != ST_OK) return st;
     uint32_t size = fx_size(c);
     /* All 512 bytes must be readable; silicon looks at the end first. */
-    if ((la & PAGE_MASK) > PAGE_SIZE - 512) st = lread(c, la + 511, area + 511, 1, LA_USER_RULES);
+    st = lread(c, la + 511, area + 511, 1, LA_USER_RULES);
     if (st == ST_OK) st = lread(c, la, area, size, LA_USER_RULES);
     if (st != ST_OK) return st;
     uint32_t mxcsr = ld32(area + 24);
@@ -128,26 +129,19 @@ OP(prefetcht2) { NEXT(); }
 OP(nop_hint) { NEXT(); }
 
 /* ---- masked stores ---- */
-/* Bytes of data whose mask byte has bit 7 set go to seg:rDI; nothing is written before all can be. */
+/*
+ * Bytes of data whose mask byte has bit 7 set go to seg:rDI. The whole operand is checked first, also
+ * for an empty mask, which SDM 2B "MASKMOVDQU" leaves to the implementation.
+ */
 static int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint8_t *data, const uint8_t *mask,
                         uint32_t size)
 {
+    uint64_t off = c->gpr[RDI], la, linear = is_code64(c) ? ~0ull : UINT32_MAX;
+    if (INSN_ASIZE(i) != 8) off = INSN_ASIZE(i) == 4 ? (uint32_t)off : (uint16_t)off;
+    int st = simd_address(c, i, off, size, ACC_W, 0, 7, &la);
+    if (st == ST_OK) st = lwrite_check(c, la, size, LA_USER_RULES);
     uint32_t bits = 0;
     for (uint32_t k = 0; k < size; k++) bits |= (uint32_t)(mask[k] >> 7) << k;
-    if (!bits) return ST_OK;
-    uint64_t off = c->gpr[RDI], la;
-    if (INSN_ASIZE(i) != 8) off = INSN_ASIZE(i) == 4 ? (uint32_t)off : (uint16_t)off;
-    uint32_t first = (uint32_t)__builtin_ctz(bits), last = 31 - (uint32_t)__builtin_clz(bits);
-    uint64_t wrap = INSN_ASIZE(i) == 8 ? ~0ull : INSN_ASIZE(i) == 4 ? UINT32_MAX : UINT16_MAX;
-    int st = simd_address(c, i, (off + last) & wrap, 1, ACC_W, 0, 0, &la);
-    if (st == ST_OK) st = simd_address(c, i, (off + first) & wrap, 1, ACC_W, 0, 0, &la);
-    if (st != ST_OK) return st;
-    la -= first;
-    uint64_t linear = is_code64(c) ? ~0ull : UINT32_MAX;
-    if ((la & 7) && alignment_checked(c)) return raise_error(c, EXC_AC, 0);
-    /* A fault in the first page is reported for the start of the operand. */
-    if (!((la ^ (la + first)) & ~(uint64_t)PAGE_MASK)) first = 0;
-    st = lwrite_check(c, (la + first) & linear, last - first + 1, LA_USER_RULES);
     while (st == ST_OK && bits) {
         uint32_t from = (uint32_t)__builtin_ctz(bits);
         uint32_t run = (uint32_t)__builtin_ctz(~(bits >> from));
@@ -167,9 +161,8 @@ OPX(maskmovq)
 {
     UNUSED_OPARGS;
     if (mmx_pending(c)) return raise_vector(c, EXC_MF);
-    int st = masked_store(c, i, c->fpu.r[i->dst & 7], c->fpu.r[i->src & 7], 8);
-    if (st == ST_OK) mmx_enter(c);
-    return st;
+    mmx_enter(c); /* silicon does not wait for the store */
+    return masked_store(c, i, c->fpu.r[i->dst & 7], c->fpu.r[i->src & 7], 8);
 }
 
 /* ---- general registers ---- */
