@@ -104,7 +104,7 @@ static bool enter_guest(struct kvs_vcpu *c)
 /* ---- requests ---- */
 static enum verdict handle_requests(struct kvs_vcpu *c)
 {
-    atomic_store(&c->limit, 0);
+    atomic_store(&c->limit, BLOCK_LIMIT);
     uint32_t req = atomic_exchange(&c->requests, 0);
     if (req & REQ_TLB_FLUSH) tlb_flush_all(c);
     if (req & REQ_W_FLUSH) tlb_flush_writes(c);
@@ -354,7 +354,7 @@ static enum verdict turn(struct kvs_vcpu *c)
 {
     bool in_flight = c->replay_count > 0;
     if (LIKELY(!in_flight)) {
-        if (UNLIKELY(atomic_load_explicit(&c->limit, memory_order_relaxed) != 0 || atomic_load(&c->requests)) &&
+        if (UNLIKELY(atomic_load_explicit(&c->limit, memory_order_relaxed) != BLOCK_LIMIT || atomic_load(&c->requests)) &&
             handle_requests(c) == EXIT)
             return EXIT;
         if (UNLIKELY(__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))) return exit_with(c, KVS_EXIT_INTR);

@@ -129,6 +129,7 @@ int vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
     memset(c, 0, sizeof *c);
     c->vm = vm;
     c->id = id;
+    atomic_store(&c->limit, BLOCK_LIMIT);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -66,6 +66,9 @@ enum {
     MODE_USER = 1 << 12,     /* CPL 3 */
 };
 
+/* No block holds more instructions than this; with less budget left the run loop goes block by block. */
+#define BLOCK_LIMIT 64
+
 /* Why a handler left the chain of handlers; see leave() in interp.h. */
 enum {
     ST_OK = 0,   /* go on with the next instruction */
@@ -130,7 +133,8 @@ struct kvs_vcpu {
     uint16_t fl;             /* status flags as LAHF; SETO AL leave them: AH in bits 8-15, OF in bit 0 */
     uint16_t pad0;
     uint32_t mode;           /* MODE_... */
-    _Atomic int64_t limit;   /* 0, or INT64_MAX when requests != 0: one compare at block entry does both */
+    _Atomic int64_t limit;   /* BLOCK_LIMIT, or INT64_MAX when requests != 0: one compare of the budget at
+                                block entry stops for requests and before the budget could be overrun */
     struct tlb_class *tlb;   /* the current class */
     uint64_t jc_key;         /* generation << 16 | mode */
     struct jc_entry *jc;     /* jump cache: linear address to block */

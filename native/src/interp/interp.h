@@ -40,7 +40,13 @@ _Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line")
 #define INSN_OSIZE(i) ((uint32_t)(i)->osize & 15)
 #define INSN_ASIZE(i) ((uint32_t)(i)->osize >> 4)
 
-#define NEXT() return i[1].fn(c, i + 1, budget)
+/* The empty asm keeps gcc from computing i + 1 twice: add, then an indirect jump. */
+#define NEXT()                                                                                    \
+    do {                                                                                          \
+        i++;                                                                                      \
+        __asm__("" : "+r"(i));                                                                    \
+        return i->fn(c, i, budget);                                                               \
+    } while (0)
 #define OP_(name) int op_##name(OPARGS)
 #define OP(name) OP_(name)
 
@@ -70,6 +76,10 @@ static ALWAYS_INLINE uint64_t insn_ea(const struct kvs_vcpu *c, const struct kvs
 {
     return c->gpr[i->base] + (c->gpr[i->index] << i->scale) + (uint64_t)(int64_t)i->disp;
 }
+static ALWAYS_INLINE uint64_t insn_ea_base(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    return c->gpr[i->base] + (uint64_t)(int64_t)i->disp;
+}
 /* Offset truncated to the address size (as LEA and string instructions see it). */
 static inline uint64_t insn_offset(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
@@ -91,7 +101,9 @@ static ALWAYS_INLINE uint8_t *insn_probe(const struct kvs_vcpu *c, const struct 
     const struct tlb_entry *p##_e = &c->tlb->e[kind][tlb_index(p##_la)];                          \
     if (UNLIKELY((p##_la ^ p##_e->tag) > PAGE_SIZE - sizeof(T))) return slow(c, i, budget);       \
     T *p = (T *)(uintptr_t)(p##_la + p##_e->addend)
-#define FAST_HOST(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea(c, i), slow)
+/* With a base only, and with an index too: most operands have none. */
+#define FAST_HOST(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea_base(c, i), slow)
+#define FAST_HOST_X(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea(c, i), slow)
 /* Memory operand of i through every check. ST_OK, ST_FAULT or ST_EXIT. */
 static inline int insn_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t size)
 {

@@ -9,10 +9,14 @@
 #define DECL_ALU2(name)                                                                           \
     WIDTH_DECL(name, _rr) WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rm) WIDTH_DECL(name, _mr)       \
     WIDTH_DECL(name, _mi) WIDTH_DECL(name, _lock)                                                 \
-    WIDTH_DECL(name, _rm_slow) WIDTH_DECL(name, _mr_slow) WIDTH_DECL(name, _mi_slow)
+    WIDTH_DECL(name, _rm_slow) WIDTH_DECL(name, _mr_slow) WIDTH_DECL(name, _mi_slow)              \
+    WIDTH_DECL(name, _rmx) WIDTH_DECL(name, _mrx) WIDTH_DECL(name, _mix)
 #define DECL_TEST2(name)
-#define DECL_UNARY(name) WIDTH_DECL(name, _r) WIDTH_DECL(name, _m) WIDTH_DECL(name, _m_slow) WIDTH_DECL(name, _lock)
-#define DECL_SHIFT(name) WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rz) WIDTH_DECL(name, _rc) WIDTH_DECL(name, _m) WIDTH_DECL(name, _m_slow)
+#define DECL_UNARY(name)                                                                          \
+    WIDTH_DECL(name, _r) WIDTH_DECL(name, _m) WIDTH_DECL(name, _mx) WIDTH_DECL(name, _m_slow) WIDTH_DECL(name, _lock)
+#define DECL_SHIFT(name)                                                                          \
+    WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rz) WIDTH_DECL(name, _rc) WIDTH_DECL(name, _m)        \
+    WIDTH_DECL(name, _mx) WIDTH_DECL(name, _m_slow)
 #define DECL_MOVES(name)
 #define DECL_EXTEND(name)
 #define DECL_JCC(name)
@@ -25,26 +29,30 @@
 /* CMP and TEST only read: other forms. */
 #define READ_ONLY_DECL(name)                                                                      \
     WIDTH_DECL(name, _rr) WIDTH_DECL(name, _ri) WIDTH_DECL(name, _rm) WIDTH_DECL(name, _mr)       \
-    WIDTH_DECL(name, _mi) WIDTH_DECL(name, _m_slow)
+    WIDTH_DECL(name, _mi) WIDTH_DECL(name, _m_slow)                                               \
+    WIDTH_DECL(name, _rmx) WIDTH_DECL(name, _mrx) WIDTH_DECL(name, _mix)
 READ_ONLY_DECL(test)
 WIDTH_DECL(cmp, _m_slow)
 WIDTH_DECL(mov, _rr) WIDTH_DECL(mov, _ri) WIDTH_DECL(mov, _rm) WIDTH_DECL(mov, _mr) WIDTH_DECL(mov, _mi)
+WIDTH_DECL(mov, _rmx) WIDTH_DECL(mov, _mrx) WIDTH_DECL(mov, _mix)
 WIDTH_DECL(mov, _rm_slow) WIDTH_DECL(mov, _m_slow)
 
-enum alu_form { RR, RI, RM, MR, MI, LOCKED, RM_SLOW, MR_SLOW, MI_SLOW, ALU_FORMS };
+/* A memory form with an index comes right behind the one without. */
+enum alu_form { RR, RI, RM, RMX, MR, MRX, MI, MIX, LOCKED, RM_SLOW, MR_SLOW, MI_SLOW, ALU_FORMS };
 #define ALU_ROW(name)                                                                             \
-    { WIDTH_LIST(name, _rr), WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rm), WIDTH_LIST(name, _mr), \
-      WIDTH_LIST(name, _mi), WIDTH_LIST(name, _lock), WIDTH_LIST(name, _rm_slow),                 \
+    { WIDTH_LIST(name, _rr), WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rm), WIDTH_LIST(name, _rmx), \
+      WIDTH_LIST(name, _mr), WIDTH_LIST(name, _mrx), WIDTH_LIST(name, _mi), WIDTH_LIST(name, _mix), \
+      WIDTH_LIST(name, _lock), WIDTH_LIST(name, _rm_slow),                 \
       WIDTH_LIST(name, _mr_slow), WIDTH_LIST(name, _mi_slow) }
 #define READ_ONLY_ROW(name)                                                                       \
-    { WIDTH_LIST(name, _rr), WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rm), WIDTH_LIST(name, _mr), \
-      WIDTH_LIST(name, _mi), { 0 }, WIDTH_LIST(name, _m_slow), WIDTH_LIST(name, _m_slow),         \
+    { WIDTH_LIST(name, _rr), WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rm), WIDTH_LIST(name, _rmx), \
+      WIDTH_LIST(name, _mr), WIDTH_LIST(name, _mrx), WIDTH_LIST(name, _mi), WIDTH_LIST(name, _mix), { 0 }, WIDTH_LIST(name, _m_slow), WIDTH_LIST(name, _m_slow),         \
       WIDTH_LIST(name, _m_slow) }
 static const kvs_handler alu_handlers[][ALU_FORMS][4] = {
     ALU_ROW(add), ALU_ROW(or), ALU_ROW(adc), ALU_ROW(sbb), ALU_ROW(and), ALU_ROW(sub), ALU_ROW(xor),
     READ_ONLY_ROW(cmp), READ_ONLY_ROW(test),
-    { WIDTH_LIST(mov, _rr), WIDTH_LIST(mov, _ri), WIDTH_LIST(mov, _rm), WIDTH_LIST(mov, _mr),
-      WIDTH_LIST(mov, _mi), { 0 }, WIDTH_LIST(mov, _rm_slow), WIDTH_LIST(mov, _m_slow), WIDTH_LIST(mov, _m_slow) },
+    { WIDTH_LIST(mov, _rr), WIDTH_LIST(mov, _ri), WIDTH_LIST(mov, _rm), WIDTH_LIST(mov, _rmx),
+      WIDTH_LIST(mov, _mr), WIDTH_LIST(mov, _mrx), WIDTH_LIST(mov, _mi), WIDTH_LIST(mov, _mix), { 0 }, WIDTH_LIST(mov, _rm_slow), WIDTH_LIST(mov, _m_slow), WIDTH_LIST(mov, _m_slow) },
 };
 static int alu_index(uint32_t op)
 {
@@ -62,25 +70,26 @@ static int alu_index(uint32_t op)
     }
 }
 
-enum unary_form { UR, UM, UM_SLOW, ULOCK, UNARY_FORMS };
-#define UNARY_ROW(name) { WIDTH_LIST(name, _r), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow), WIDTH_LIST(name, _lock) }
+enum unary_form { UR, UM, UMX, UM_SLOW, ULOCK, UNARY_FORMS };
+#define UNARY_ROW(name) \
+    { WIDTH_LIST(name, _r), WIDTH_LIST(name, _m), WIDTH_LIST(name, _mx), WIDTH_LIST(name, _m_slow), WIDTH_LIST(name, _lock) }
 static const kvs_handler unary_handlers[][UNARY_FORMS][4] = { UNARY_ROW(inc), UNARY_ROW(dec), UNARY_ROW(neg), UNARY_ROW(not) };
 
-enum shift_form { SI, SZ, SC, SM, SM_SLOW, SHIFT_FORMS };
-#define SHIFT_LIST(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rz), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _m_slow) }
+enum shift_form { SI, SZ, SC, SM, SMX, SM_SLOW, SHIFT_FORMS };
+#define SHIFT_LIST(name) { WIDTH_LIST(name, _ri), WIDTH_LIST(name, _rz), WIDTH_LIST(name, _rc), WIDTH_LIST(name, _m), WIDTH_LIST(name, _mx), WIDTH_LIST(name, _m_slow) }
 static const kvs_handler shift_handlers[][SHIFT_FORMS][4] = {
     SHIFT_LIST(rol), SHIFT_LIST(ror), SHIFT_LIST(rcl), SHIFT_LIST(rcr), SHIFT_LIST(shl), SHIFT_LIST(shr), SHIFT_LIST(sar),
 };
 
-/* [source 8, 16, 32][destination 16, 32, 64][register, memory, memory slow] */
-#define SX_DECL(name) OP(name##_r); OP(name##_m); OP(name##_m_slow);
-#define SX_ROW(name) { op_##name##_r, op_##name##_m, op_##name##_m_slow }
+/* [source 8, 16, 32][destination 16, 32, 64][register, memory, with index, slow] */
+#define SX_DECL(name) OP(name##_r); OP(name##_m); OP(name##_mx); OP(name##_m_slow);
+#define SX_ROW(name) { op_##name##_r, op_##name##_m, op_##name##_mx, op_##name##_m_slow }
 #define SX3(X, name) X(name##_16) X(name##_32) X(name##_64)
 SX3(SX_DECL, movzx8) SX3(SX_DECL, movzx16)
 SX3(SX_DECL, movsx8) SX3(SX_DECL, movsx16) SX3(SX_DECL, movsx32)
 #define SX3_ROW(name) { SX_ROW(name##_16), SX_ROW(name##_32), SX_ROW(name##_64) }
-static const kvs_handler movzx_handlers[2][3][3] = { SX3_ROW(movzx8), SX3_ROW(movzx16) };
-static const kvs_handler movsx_handlers[3][3][3] = { SX3_ROW(movsx8), SX3_ROW(movsx16), SX3_ROW(movsx32) };
+static const kvs_handler movzx_handlers[2][3][4] = { SX3_ROW(movzx8), SX3_ROW(movzx16) };
+static const kvs_handler movsx_handlers[3][3][4] = { SX3_ROW(movsx8), SX3_ROW(movsx16), SX3_ROW(movsx32) };
 
 static const kvs_handler help_handlers[OP_COUNT] = {
 #define LIST_HELP(name) [OP_##name] = op_##name,
@@ -200,6 +209,8 @@ static void address(const struct decoded *d, uint32_t mode, uint16_t off, struct
 
 static uint32_t width_index(uint32_t size) { return size == 1 ? 0 : size == 2 ? 1 : size == 4 ? 2 : 3; }
 
+static uint32_t has_index(const struct kvs_insn *out) { return out->index != NO_INDEX; }
+
 static kvs_handler two_operand(const struct decoded *d, const struct kvs_insn *out)
 {
     const uint8_t *k = isa_row[d->row].k;
@@ -207,9 +218,9 @@ static kvs_handler two_operand(const struct decoded *d, const struct kvs_insn *o
     bool imm = k[1] >= Ib && k[1] <= I1, fast = out->seg & INSN_FAST;
     uint32_t form;
     if (d->lock) form = LOCKED;
-    else if (out->dst == INSN_MEM) form = imm ? (fast ? MI : MI_SLOW) : fast ? MR : MR_SLOW;
+    else if (out->dst == INSN_MEM) form = imm ? (fast ? MI + has_index(out) : MI_SLOW) : fast ? MR + has_index(out) : MR_SLOW;
     else if (imm) form = RI;
-    else form = out->src == INSN_MEM ? (fast ? RM : RM_SLOW) : RR;
+    else form = out->src == INSN_MEM ? (fast ? RM + has_index(out) : RM_SLOW) : RR;
     return alu_handlers[alu_index(d->op)][form][w];
 }
 
@@ -222,7 +233,7 @@ static kvs_handler shift(const struct decoded *d, struct kvs_insn *out)
         out->imm &= INSN_OSIZE(out) == 8 ? 63 : 31;
         if (!out->imm) form = SZ;
     }
-    if (out->dst == INSN_MEM) form = out->seg & INSN_FAST ? SM : SM_SLOW;
+    if (out->dst == INSN_MEM) form = out->seg & INSN_FAST ? SM + has_index(out) : SM_SLOW;
     return shift_handlers[index[d->op]][form][w];
 }
 
@@ -230,7 +241,7 @@ static kvs_handler extend(const struct decoded *d, const struct kvs_insn *out)
 {
     uint32_t from = isa_row[d->row].k[1] == Eb ? 0 : isa_row[d->row].k[1] == Ew ? 1 : 2;
     uint32_t to = d->osize == 2 ? 0 : d->osize == 4 ? 1 : 2;
-    uint32_t form = out->src != INSN_MEM ? 0 : out->seg & INSN_FAST ? 1 : 2;
+    uint32_t form = out->src != INSN_MEM ? 0 : out->seg & INSN_FAST ? 1 + has_index(out) : 3;
     return d->op == OP_movzx ? movzx_handlers[from][to][form] : movsx_handlers[from][to][form];
 }
 
@@ -302,7 +313,7 @@ void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t 
     case ALU2: case TEST2: case MOVES: h = two_operand(d, out); break;
     case UNARY: {
         uint32_t n = d->op == OP_inc ? 0 : d->op == OP_dec ? 1 : d->op == OP_neg ? 2 : 3;
-        uint32_t form = d->lock ? ULOCK : out->dst != INSN_MEM ? UR : out->seg & INSN_FAST ? UM : UM_SLOW;
+        uint32_t form = d->lock ? ULOCK : out->dst != INSN_MEM ? UR : out->seg & INSN_FAST ? UM + has_index(out) : UM_SLOW;
         h = unary_handlers[n][form][width_index(size)];
         break;
     }

@@ -27,6 +27,13 @@
         S v = *p;                                                                                 \
         assign;                                                                                   \
         NEXT();                                                                                   \
+    }                                                                                             \
+    OP(name##_mx)                                                                                 \
+    {                                                                                             \
+        FAST_HOST_X(S, p, TLB_R, op_##name##_m_slow);                                             \
+        S v = *p;                                                                                 \
+        assign;                                                                                   \
+        NEXT();                                                                                   \
     }
 #define TO16 REG16(i->dst) = (uint16_t)v
 #define TO32 SET32(i->dst, v)

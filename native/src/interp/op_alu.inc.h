@@ -35,6 +35,12 @@
         SET(i->dst, SEM(op)(&c->fl, GET(i->dst), *p));                                            \
         NEXT();                                                                                   \
     }                                                                                             \
+    OP(N(op, _rmx))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_R, CAT(op_##op, W, _rm_slow));      \
+        SET(i->dst, SEM(op)(&c->fl, GET(i->dst), *p));                                            \
+        NEXT();                                                                                   \
+    }                                                                                             \
     OPX(N(op, _mr_slow))                                                                          \
     {                                                                                             \
         int st = insn_rmw_begin(c, i, BYTES);                                                     \
@@ -49,6 +55,12 @@
         *p = SEM(op)(&c->fl, *p, GET(i->src));                                                    \
         NEXT();                                                                                   \
     }                                                                                             \
+    OP(N(op, _mrx))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_W, CAT(op_##op, W, _mr_slow));      \
+        *p = SEM(op)(&c->fl, *p, GET(i->src));                                                    \
+        NEXT();                                                                                   \
+    }                                                                                             \
     OPX(N(op, _mi_slow))                                                                          \
     {                                                                                             \
         int st = insn_rmw_begin(c, i, BYTES);                                                     \
@@ -60,6 +72,12 @@
     OP(N(op, _mi))                                                                                \
     {                                                                                             \
         FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _mi_slow));      \
+        *p = SEM(op)(&c->fl, *p, (T)i->imm);                                                      \
+        NEXT();                                                                                   \
+    }                                                                                             \
+    OP(N(op, _mix))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_W, CAT(op_##op, W, _mi_slow));      \
         *p = SEM(op)(&c->fl, *p, (T)i->imm);                                                      \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -107,15 +125,33 @@ ALU2_FORMS(xor)
         SEM(op)(&c->fl, GET(i->dst), *p);                                                         \
         NEXT();                                                                                   \
     }                                                                                             \
+    OP(N(op, _rmx))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
+        SEM(op)(&c->fl, GET(i->dst), *p);                                                         \
+        NEXT();                                                                                   \
+    }                                                                                             \
     OP(N(op, _mr))                                                                                \
     {                                                                                             \
         FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
         SEM(op)(&c->fl, *p, GET(i->src));                                                         \
         NEXT();                                                                                   \
     }                                                                                             \
+    OP(N(op, _mrx))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
+        SEM(op)(&c->fl, *p, GET(i->src));                                                         \
+        NEXT();                                                                                   \
+    }                                                                                             \
     OP(N(op, _mi))                                                                                \
     {                                                                                             \
         FAST_HOST(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
+        SEM(op)(&c->fl, *p, (T)i->imm);                                                           \
+        NEXT();                                                                                   \
+    }                                                                                             \
+    OP(N(op, _mix))                                                                                \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_R, CAT(op_##op, W, _m_slow));      \
         SEM(op)(&c->fl, *p, (T)i->imm);                                                           \
         NEXT();                                                                                   \
     }
@@ -135,6 +171,12 @@ CMP_FORMS(test)
     OP(N(op, _m))                                                                                 \
     {                                                                                             \
         FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
+        *p = SEM(op)(&c->fl, *p);                                                                 \
+        NEXT();                                                                                   \
+    }                                                                                             \
+    OP(N(op, _mx))                                                                                 \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
         *p = SEM(op)(&c->fl, *p);                                                                 \
         NEXT();                                                                                   \
     }                                                                                             \
@@ -177,6 +219,12 @@ UNARY_FORMS(not)
         FAST_HOST(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
         *p = SEM(op)(&c->fl, *p, i->src == RCX ? REG8(RCX * 8) : (uint8_t)i->imm);                \
         NEXT();                                                                                   \
+    }                                                                                             \
+    OP(N(op, _mx))                                                                                 \
+    {                                                                                             \
+        FAST_HOST_X(T, p, TLB_W, CAT(op_##op, W, _m_slow));      \
+        *p = SEM(op)(&c->fl, *p, i->src == RCX ? REG8(RCX * 8) : (uint8_t)i->imm);                \
+        NEXT();                                                                                   \
     }
 SHIFT_FORMS(rol, rol)
 SHIFT_FORMS(ror, ror)
@@ -201,6 +249,12 @@ OP(N(mov, _rm))
     SET(i->dst, *p);
     NEXT();
 }
+OP(N(mov, _rmx))
+{
+    FAST_HOST_X(T, p, TLB_R, N(op_mov, _rm_slow));
+    SET(i->dst, *p);
+    NEXT();
+}
 OPX(N(mov, _m_slow))
 {
     T v = i->src == INSN_MEM ? (T)i->imm : GET(i->src);
@@ -212,9 +266,21 @@ OP(N(mov, _mr))
     *p = GET(i->src);
     NEXT();
 }
+OP(N(mov, _mrx))
+{
+    FAST_HOST_X(T, p, TLB_W, N(op_mov, _m_slow));
+    *p = GET(i->src);
+    NEXT();
+}
 OP(N(mov, _mi))
 {
     FAST_HOST(T, p, TLB_W, N(op_mov, _m_slow));
+    *p = (T)i->imm;
+    NEXT();
+}
+OP(N(mov, _mix))
+{
+    FAST_HOST_X(T, p, TLB_W, N(op_mov, _m_slow));
     *p = (T)i->imm;
     NEXT();
 }

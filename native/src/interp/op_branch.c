@@ -34,7 +34,7 @@ static NOINLINE int branch_fault(OPARGS, int st)
 
 #define ENTER_BLOCK(b)                                                                            \
     do {                                                                                          \
-        if (UNLIKELY(budget - (b)->n < atomic_load_explicit(&c->limit, memory_order_relaxed)))    \
+        if (UNLIKELY(budget < atomic_load_explicit(&c->limit, memory_order_relaxed)))             \
             return branch_leave_block(c, (b)->insn, budget);                                      \
         return (b)->insn[0].fn(c, (b)->insn, budget);                                             \
     } while (0)

@@ -94,7 +94,7 @@ static int string_io(OPARGS, bool input)
         if (count == 0) return st;
         /* The exit of an element that is not the last one: the instruction comes back for the rest. */
         if (st == ST_EXIT_DONE) return ST_EXIT;
-        if (c->code_modified || c->write_count || c->pending_dbg || atomic_load_explicit(&c->limit, memory_order_relaxed) != 0)
+        if (c->code_modified || c->write_count || c->pending_dbg || atomic_load_explicit(&c->limit, memory_order_relaxed) != BLOCK_LIMIT)
             return ST_AGAIN;
     }
 }

@@ -23,7 +23,7 @@ static inline bool repeats(const struct kvs_insn *i) { return i->flags & (INSN_R
 static inline uint32_t source_seg(const struct kvs_insn *i) { return i->seg & ~(uint32_t)INSN_FAST; }
 static inline bool interrupted(struct kvs_vcpu *c)
 {
-    return c->code_modified || c->write_count || atomic_load_explicit(&c->limit, memory_order_relaxed) != 0;
+    return c->code_modified || c->write_count || atomic_load_explicit(&c->limit, memory_order_relaxed) != BLOCK_LIMIT;
 }
 
 /* Elements that fit the run of both sides, up to the count and the chunk; 0: do one by one. */
