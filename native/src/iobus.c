@@ -60,6 +60,8 @@ static int wait_for_read(struct kvs_vcpu *c, bool is_port, uint64_t addr, uint32
 {
     /* More reads than any instruction makes. */
     if (UNLIKELY(c->replay_count >= REPLAY_MAX)) return exit_internal_error(c);
+    /* The instruction starts over, and so do its writes; those of earlier ones have left already. */
+    c->write_count = c->write_pos = 0;
     c->io_read.active = true;
     c->io_read.is_port = is_port;
     c->io_read.addr = addr;

@@ -323,11 +323,21 @@ static int step(struct kvs_vcpu *c)
     return st;
 }
 
+/* A trap: the RIP is already the next one. */
+static void debug_trap(struct kvs_vcpu *c)
+{
+    uint64_t dr6 = c->pending_dbg;
+    if (c->int_shadow == 1) return; /* held back by MOV SS */
+    c->pending_dbg = 0;
+    raise_debug(c, dr6);
+}
+
 static enum verdict after(struct kvs_vcpu *c, int st)
 {
     switch (st) {
     case ST_FAULT:
         iobus_insn_done(c);
+        c->write_count = c->write_pos = 0; /* it did not happen, and comes again */
         return GO_ON; /* events() delivers it */
     case ST_EXIT: return EXIT;
     case ST_AGAIN: break;
@@ -340,13 +350,7 @@ static enum verdict after(struct kvs_vcpu *c, int st)
     iobus_insn_done(c);
     c->code_modified = 0;
     if (UNLIKELY(c->write_count) && iobus_flush_writes(c)) return EXIT;
-    if (UNLIKELY(c->pending_dbg) && st != ST_AGAIN) {
-        /* A trap: the RIP is already the next one. */
-        uint64_t dr6 = c->pending_dbg;
-        if (c->int_shadow == 1) return GO_ON; /* held back by MOV SS */
-        c->pending_dbg = 0;
-        raise_debug(c, dr6);
-    }
+    if (UNLIKELY(c->pending_dbg) && st != ST_AGAIN) debug_trap(c);
     return GO_ON;
 }
 
@@ -359,7 +363,10 @@ static enum verdict turn(struct kvs_vcpu *c)
             return EXIT;
         if (UNLIKELY(__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))) return exit_with(c, KVS_EXIT_INTR);
         if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
+        if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
+    } else {
+        tlb_catch_up(c); /* slots may have changed during the exit */
     }
     if (set_budget(c) == EXIT) return EXIT;
     bool host_step = host_steps(c);

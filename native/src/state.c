@@ -141,7 +141,11 @@ KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s
     for (int n = 0; n < 256; n++)
         if (s->interrupt_bitmap[n >> 6] & BIT(n & 63)) c->injected_irq = (int16_t)n;
     c->cpl = is_protected(c) ? c->eflags & FLAG_VM ? 3 : (c->seg[SEG_SS].attr & ATTR_DPL) >> ATTR_DPL_SHIFT : 0;
-    if ((c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !is_long_mode(c)) (void)mmu_load_pdptrs(c, c->cr3);
+    if ((c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !is_long_mode(c)) {
+        pthread_mutex_lock(&c->vm->lock); /* outside guest code only this keeps the slots in place */
+        (void)mmu_load_pdptrs(c, c->cr3);
+        pthread_mutex_unlock(&c->vm->lock);
+    }
     tlb_flush_all(c);
     segments_changed(c);
     vcpu_update_mode(c);
@@ -422,11 +426,13 @@ KVS_API int32_t kvs_vcpu_translate(struct kvs_vcpu *c, struct kvs_translation *t
     uint64_t la = t->linear_address;
     memset(t, 0, sizeof *t);
     t->linear_address = la;
+    pthread_mutex_lock(&c->vm->lock); /* outside guest code only this keeps the slots in place */
     if (is_canonical48(la) && mmu_walk(c, la, ACC_R, false, true, true, &w) == 0) {
         t->physical_address = w.gpa;
         t->valid = 1;
         t->usermode = w.readable_by_class[TLB_USER];
         t->writeable = mmu_walk(c, la, ACC_W, false, true, true, &w) == 0;
     }
+    pthread_mutex_unlock(&c->vm->lock);
     return give(c, KVS_OK);
 }

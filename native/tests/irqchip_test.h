@@ -35,18 +35,16 @@ static _Atomic int passed, failed;
 
 /* ---- what the controllers need from the rest of the core ---- */
 static uint8_t guest_memory[0x2000];
-static struct memslot slot0;
 
 void vcpu_request(struct kvs_vcpu *c, uint32_t req) { atomic_fetch_or(&c->requests, req); }
 
-uint8_t *gpa_to_host(struct kvs_vm *vm, uint64_t gpa, uint64_t *left, struct memslot **slot)
+int32_t vm_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t length)
 {
     (void)vm;
-    if (gpa >= sizeof guest_memory)
-        return NULL;
-    *left = sizeof guest_memory - gpa;
-    *slot = &slot0;
-    return guest_memory + gpa;
+    if (gpa >= sizeof guest_memory || length > sizeof guest_memory - gpa)
+        return -KVS_EFAULT;
+    memcpy(data, guest_memory + gpa, length);
+    return 0;
 }
 
 int32_t vm_mem_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint64_t length)

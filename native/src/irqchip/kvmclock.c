@@ -45,12 +45,10 @@ static uint64_t scale_ticks(uint64_t ticks, uint32_t mul, int8_t shift)
 /* Writes a structure that begins with a version: odd while the rest changes. */
 static void write_versioned(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t size)
 {
-    uint64_t left = 0;
-    struct memslot *slot = NULL;
-    uint8_t *host = gpa_to_host(vm, gpa, &left, &slot);
-    if (!host || left < 4)
+    uint32_t version;
+    if (vm_mem_read(vm, gpa, &version, 4))
         return;
-    uint32_t version = (ld32(host) | 1) + 2; /* odd, and not the one that readers may have seen */
+    version = (version | 1) + 2; /* odd, and not the one that readers may have seen */
     if (vm_mem_write(vm, gpa, &version, 4))
         return;
     atomic_thread_fence(memory_order_seq_cst);
