@@ -83,8 +83,8 @@ public sealed class VmClock : TimeProvider
             lock (_lock)
             {
                 _dispatching = false;
-                _hostDeadline = Never; // the core's timer has fired
-                ArmNext();
+                _hostDeadline = _armed.Min?.Deadline ?? Never;
+                _arm(_hostDeadline); // in any case: the core's timer has fired
             }
         }
     }

@@ -308,12 +308,19 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
 
     private bool MatchesAlarm(long after, long until)
     {
-        var first = Math.Max(after + 1, until - SecondsPerDay + 1);
-        for (var second = first; second <= until; second++)
+        // A whole day has every time that there is; a shorter span is looked through.
+        for (var second = Math.Max(after + 1, until - SecondsPerDay + 1); second <= until; second++)
         {
             var time = (int)(second - FloorDiv(second, SecondsPerDay) * SecondsPerDay);
-            if (Matches(_registers[SecondsAlarm], Encode(time % 60)) && Matches(_registers[MinutesAlarm], Encode(time / 60 % 60))
-                && Matches(_registers[HoursAlarm], EncodeHour(time / 3600)))
+            if (!Matches(_registers[HoursAlarm], EncodeHour(time / 3600)))
+            {
+                second += 3599 - time % 3600;
+            }
+            else if (!Matches(_registers[MinutesAlarm], Encode(time / 60 % 60)))
+            {
+                second += 59 - time % 60;
+            }
+            else if (Matches(_registers[SecondsAlarm], Encode(time % 60)))
             {
                 return true;
             }
