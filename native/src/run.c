@@ -92,10 +92,11 @@ static bool enter_guest(struct kvs_vcpu *c)
         if (LIKELY(!atomic_load(&vm->quiesced))) return true;
         leave_guest(c);
         pthread_mutex_lock(&c->wait_lock);
-        while (atomic_load(&vm->quiesced) && !(atomic_load(&c->requests) & REQ_KICK) &&
-               !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
-            pthread_cond_wait(&c->wait_cond, &c->wait_lock);
-        bool kicked = atomic_load(&vm->quiesced) != 0;
+        bool kicked = false;
+        while (!kicked && atomic_load(&vm->quiesced)) {
+            kicked = (atomic_load(&c->requests) & REQ_KICK) || __atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED);
+            if (!kicked) pthread_cond_wait(&c->wait_cond, &c->wait_lock);
+        }
         pthread_mutex_unlock(&c->wait_lock);
         if (kicked) return false;
     }
@@ -104,26 +105,30 @@ static bool enter_guest(struct kvs_vcpu *c)
 /* ---- requests ---- */
 static enum verdict handle_requests(struct kvs_vcpu *c)
 {
-    atomic_store(&c->limit, BLOCK_LIMIT);
-    uint32_t req = atomic_exchange(&c->requests, 0);
-    if (req & REQ_TLB_FLUSH) tlb_flush_all(c);
-    if (req & REQ_W_FLUSH) tlb_flush_writes(c);
-    if (req & REQ_CODE_FLUSH) block_cache_flush(c);
-    if (req & REQ_KICK) {
-        req &= ~(uint32_t)(REQ_KICK | REQ_TLB_FLUSH | REQ_W_FLUSH | REQ_CODE_FLUSH);
-        if (req) vcpu_request(c, req);
-        return exit_with(c, KVS_EXIT_INTR);
-    }
-    if (req & REQ_SYNC) {
-        if (atomic_load(&c->vm->quiesced)) {
-            leave_guest(c);
-            if (!enter_guest(c)) {
-                atomic_store(&c->in_guest, 0);
-                req &= ~(uint32_t)REQ_SYNC;
-                if (req) vcpu_request(c, req);
-                return exit_with(c, KVS_EXIT_INTR);
-            }
+    const uint32_t flushes = REQ_TLB_FLUSH | REQ_W_FLUSH | REQ_CODE_FLUSH;
+    uint32_t req = 0;
+    for (;;) {
+        atomic_store(&c->limit, BLOCK_LIMIT);
+        req |= atomic_exchange(&c->requests, 0);
+        if (req & REQ_TLB_FLUSH) tlb_flush_all(c);
+        if (req & REQ_W_FLUSH) tlb_flush_writes(c);
+        if (req & REQ_CODE_FLUSH) block_cache_flush(c);
+        req &= ~flushes;
+        if (req & REQ_KICK) {
+            req &= ~(uint32_t)REQ_KICK;
+            if (req) vcpu_request(c, req);
+            return exit_with(c, KVS_EXIT_INTR);
         }
+        bool wait = (req & REQ_SYNC) && atomic_load(&c->vm->quiesced);
+        req &= ~(uint32_t)REQ_SYNC;
+        if (!wait) break;
+        leave_guest(c);
+        if (!enter_guest(c)) {
+            atomic_store(&c->in_guest, 0);
+            if (req) vcpu_request(c, req);
+            return exit_with(c, KVS_EXIT_INTR);
+        }
+        /* Whoever stopped this vCPU may have changed slots: the flushes it posted come before any access. */
     }
     if (req & REQ_HOST_TIMER) return exit_with(c, KVS_EXIT_HOST_TIMER);
     return GO_ON; /* REQ_EVENT: looked at in every turn */
