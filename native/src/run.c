@@ -71,6 +71,7 @@ static void report_state(struct kvs_vcpu *c)
     r->cr8 = c->lapic ? lapic_cr8(c) : 0;
     r->apic_base = c->lapic ? lapic_base(c) : 0;
     c->stats.retired = vcpu_retired(c);
+    if (is_virtual_clock(c)) clock_set_virtual(c->vm, vcpu_retired(c) + c->vm->idle_ns);
 }
 
 /* ---- quiesce: nobody is inside while vm->quiesced ---- */

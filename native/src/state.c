@@ -313,7 +313,7 @@ KVS_API int32_t kvs_vcpu_get_events(struct kvs_vcpu *c, struct kvs_vcpu_events *
     e->exception.has_error_code = c->exc.has_error;
     e->exception.error_code = c->exc.error;
     e->exception_has_payload = c->exc.pending;
-    e->exception_payload = c->exc.payload;
+    e->exception_payload = c->exc.pending ? c->exc.payload : 0;
     e->interrupt.injected = c->injected_irq >= 0;
     e->interrupt.nr = c->injected_irq >= 0 ? (uint8_t)c->injected_irq : 0;
     e->interrupt.shadow = c->int_shadow;
