@@ -1,6 +1,7 @@
 using System.Reflection;
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Cli.Commands;
+using KvmSharp.Cli.Terminal;
 
 namespace KvmSharp.Cli;
 
@@ -46,10 +47,10 @@ internal static class Program
             case "doctor" when !rest.Contains("--help"):
                 return DoctorCommand.Run(rest);
             case "--help" or "-h" or "help" or "run" or "disasm" or "doctor":
-                Console.Out.WriteLine(HelpText.Text);
+                Messages.Output.WriteLine(HelpText.Text);
                 return ExitStatus.Success;
             case "--version":
-                Console.Out.WriteLine($"kvmsharp {Version()}");
+                Messages.Output.WriteLine($"kvmsharp {Version()}");
                 return ExitStatus.Success;
             case null or "":
                 throw new CliException("no command given (see kvmsharp --help)", ExitStatus.Usage);
@@ -65,7 +66,7 @@ internal static class Program
 
     private static int Fail(string message, int status)
     {
-        Console.Error.WriteLine("kvmsharp: " + message.ReplaceLineEndings(" "));
+        Messages.Error.WriteLine("kvmsharp: " + message.ReplaceLineEndings(" "));
         return status;
     }
 }

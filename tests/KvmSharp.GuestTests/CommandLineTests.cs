@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json;
 using KvmSharp.GuestTests.Support;
 
@@ -54,17 +55,15 @@ public sealed class CommandLineTests : IDisposable
     [Theory]
     [InlineData("TERM", 143)]
     [InlineData("INT", 130)]
+    [InlineData("HUP", 129)]
     public async Task SignalEndsARunningGuest(string signal, int status)
     {
-        string program = TestPaths.CommandLineProgram;
-        string guest = TestPaths.Guest("spin.elf");
         string file = _directory.File("debug");
-        CommandResult result = await CommandRunner.RunAsync("/bin/sh",
-        [
-            "-c",
-            $"'{program}' run --kernel '{guest}' --serial off --debugcon '{file}' & p=$!; " +
-            $"until grep -qs spinning '{file}'; do sleep 0.1; done; kill -{signal} $p; wait $p",
-        ]);
+        using var kvmsharp = new InteractiveProgram(
+            TestPaths.CommandLineProgram, ["run", "--kernel", TestPaths.Guest("spin.elf"), "--serial", "off", "--debugcon", file]);
+        await WaitForTextAsync(file, "spinning");
+        await CommandRunner.RunAsync("kill", [$"-{signal}", $"{kvmsharp.Id}"]);
+        CommandResult result = await kvmsharp.WaitAsync(TimeSpan.FromSeconds(20));
         Assert.True(result.Status == status, result.ToString());
         Assert.Matches("^kvmsharp: [^\n]+\n$", result.Error);
     }
@@ -72,17 +71,22 @@ public sealed class CommandLineTests : IDisposable
     [Fact]
     public async Task KeysLeaveTheMachineAndTheTerminalIsRestored()
     {
-        string guest = TestPaths.Guest("idle.elf");
         string log = _directory.File("debug");
-        string typescript = _directory.File("typescript");
-        string inner = $"stty -g > {_directory.Path}/before; '{TestPaths.CommandLineProgram}' run --kernel '{guest}' --debugcon '{log}'; echo status=$?; stty -g > {_directory.Path}/after";
-        CommandResult result = await CommandRunner.RunAsync("/bin/sh",
-        [
-            "-c",
-            $"(until grep -qs idle '{log}'; do sleep 0.1; done; sleep 0.5; printf 'abc\\001x'; sleep 2) | script -qec \"{inner}\" '{typescript}'",
-        ]);
-        Assert.True(result.Output.Contains("status=1", StringComparison.Ordinal), result.ToString());
-        Assert.Contains("kvmsharp: ended by Ctrl-A x", result.Output);
+        string script = _directory.File("script", Encoding.ASCII.GetBytes($"""
+            stty -g > '{_directory.Path}/before'
+            '{TestPaths.CommandLineProgram}' run --kernel '{TestPaths.Guest("idle.elf")}' --debugcon '{log}'
+            echo status=$?
+            stty -g > '{_directory.Path}/after'
+
+            """));
+        // script(1) gives the program a terminal.
+        using var terminal = new InteractiveProgram("script", ["-qec", $"sh '{script}'", _directory.File("typescript")]);
+        await WaitForTextAsync(log, "idle");
+        await Task.Delay(200);
+        terminal.Send("abc\u0003\u0001x");
+        await terminal.ExpectAsync("status=", TimeSpan.FromSeconds(20));
+        CommandResult result = await terminal.WaitAsync(TimeSpan.FromSeconds(20));
+        Assert.Equal("kvmsharp: ended by Ctrl-A x\r\nstatus=1\r\n", result.Output);
         Assert.Equal(File.ReadAllText(_directory.File("before")), File.ReadAllText(_directory.File("after")));
     }
 
@@ -145,8 +149,8 @@ public sealed class CommandLineTests : IDisposable
         CommandResult result = await CommandRunner.KvmSharpAsync(["disasm", file, "--base", "0x1000"]);
         Assert.True(result.Status == 0, result.ToString());
         Assert.Equal(
-            "0000000000001000  4801d8                          add rax, rbx\n" +
-            "0000000000001003  e8f8ffffff                      call 0x1000\n" +
+            "0000000000001000  4801d8                          add    rax,rbx\n" +
+            "0000000000001003  e8f8ffffff                      call   0x1000\n" +
             "0000000000001008  0f0b                            ud2\n" +
             "000000000000100a  f4                              hlt\n",
             result.Output);
@@ -173,4 +177,19 @@ public sealed class CommandLineTests : IDisposable
     }
 
     public void Dispose() => _directory.Dispose();
+
+    private static async Task WaitForTextAsync(string file, string text)
+    {
+        for (int i = 0; i < 200; i++)
+        {
+            if (File.Exists(file) && File.ReadAllText(file).Contains(text, StringComparison.Ordinal))
+            {
+                return;
+            }
+
+            await Task.Delay(50);
+        }
+
+        Assert.Fail($"'{text}' did not appear in {file}");
+    }
 }

@@ -24,7 +24,7 @@ public sealed class DemoGuestTests
         string output = serial.GetOutputText();
         Assert.True(exit.Kind == VmExitKind.PowerOff, $"{exit}\n{output}");
         Assert.Contains("one page at two addresses, fault at 0xffff800000005000 handled", output);
-        Assert.Contains("61 PIT ticks", output);
+        Assert.Matches(" 6[12] PIT ticks", output);
         Assert.Matches("(99|100|101) local APIC ticks", output);
         Assert.Contains("power-off  ACPI", output);
     }

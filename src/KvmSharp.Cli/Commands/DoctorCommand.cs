@@ -7,6 +7,7 @@ using System.Text.Json;
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Cli.Debian;
 using KvmSharp.Cli.Demo;
+using KvmSharp.Cli.Terminal;
 using KvmSharp.Devices;
 
 namespace KvmSharp.Cli.Commands;
@@ -35,7 +36,7 @@ internal static class DoctorCommand
         }
 
         CheckResult[] results = [Host(), Core(), Processor(), Memory(), SelfTest(), Tools("terminal", "stty"), Tools("run debian", "apt-get", "apt-cache", "dpkg-deb")];
-        Console.Out.WriteLine(asJson ? ToJson(results) : ToText(results));
+        Messages.Output.WriteLine(asJson ? ToJson(results) : ToText(results));
         CheckResult? failed = Array.Find(results, result => result.Outcome == CheckOutcome.Failed);
         return failed is null ? ExitStatus.Success : throw new CliException($"{failed.Name}: {failed.Detail}");
     }

@@ -98,7 +98,7 @@ internal sealed class RunCommand : IDisposable
         var options = new PcMachineOptions
         {
             MemorySize = (ulong)_options.Memory,
-            Cpu = _options.Cpu is { } cpu ? CpuModel.Parse(cpu) : CpuModel.Default,
+            Cpu = ParseCpu(_options.Cpu),
             Clock = _options.VirtualClock ? ClockMode.Virtual : ClockMode.Real,
             CommandLine = _options.Append ?? "",
             NoReboot = _options.NoReboot,
@@ -112,7 +112,7 @@ internal sealed class RunCommand : IDisposable
         };
         if (_options.Guest is not null)
         {
-            var progress = new ProgressLine(Console.Error, !Console.IsErrorRedirected);
+            var progress = new ProgressLine(Messages.Error, !Console.IsErrorRedirected);
             DebianImage image = await new DebianImages(DebianImages.DefaultCacheDirectory(), progress)
                 .ObtainAsync(_options.Flavor, _options.Refresh, _stop.Token).ConfigureAwait(false);
             return options with
@@ -128,6 +128,18 @@ internal sealed class RunCommand : IDisposable
             Kernel = _options.Kernel is { } kernel ? BootImage.FromFile(kernel) : DemoGuest.Load(),
             Initrd = _options.Initrd is { } initrd ? BootImage.FromFile(initrd) : null,
         };
+    }
+
+    private static CpuModel ParseCpu(string? text)
+    {
+        try
+        {
+            return text is null ? CpuModel.Default : CpuModel.Parse(text);
+        }
+        catch (UnsupportedFeatureException exception)
+        {
+            throw new CliException($"--cpu: {exception.Message}", exception, ExitStatus.Usage);
+        }
     }
 
     private ICharacterBackend? OpenSerial()
@@ -172,7 +184,7 @@ internal sealed class RunCommand : IDisposable
             case TraceTarget.Off:
                 return null;
             case TraceTarget.StandardError:
-                return Console.Error;
+                return Messages.Error;
             default:
                 try
                 {
@@ -216,7 +228,7 @@ internal sealed class RunCommand : IDisposable
         }
         else
         {
-            Console.Error.Write("\r\nCtrl-A x ends the machine; Ctrl-A Ctrl-A sends Ctrl-A to the guest\r\n");
+            Messages.Error.Write("\r\nCtrl-A x ends the machine; Ctrl-A Ctrl-A sends Ctrl-A to the guest\r\n");
         }
     }
 
@@ -249,7 +261,7 @@ internal sealed class RunCommand : IDisposable
         };
         if (_options.Json)
         {
-            TextWriter writer = _options.Serial == SerialTarget.Stdio ? Console.Error : Console.Out;
+            TextWriter writer = _options.Serial == SerialTarget.Stdio ? Messages.Error : Messages.Output;
             writer.WriteLine(report.ToJson(exit, status));
         }
 

@@ -14,6 +14,8 @@ internal sealed class TraceWriter(TextWriter output, bool registers, ulong count
     private readonly TraceEntry[] _entries = new TraceEntry[RingSize];
     private readonly StringBuilder _line = new();
     private ulong _left = count;
+    private ulong _lastRetired = ulong.MaxValue;
+    private ulong _lastRip;
 
     /// <summary>Runs until the machine ends or enough is traced; then the machine is running untraced.</summary>
     /// <exception cref="OperationCanceledException">The token was cancelled.</exception>
@@ -49,10 +51,17 @@ internal sealed class TraceWriter(TextWriter output, bool registers, ulong count
         {
             foreach (ref readonly TraceEntry entry in _entries.AsSpan(0, taken))
             {
-                output.WriteLine(Format(entry));
-            }
+                // An instruction that waits for a device is started again, and a repeated one goes on in
+                // pieces: one instruction all the same.
+                if (entry.Retired != _lastRetired || entry.Rip != _lastRip)
+                {
+                    output.WriteLine(Format(entry));
+                    _left -= Math.Min(_left, 1);
+                }
 
-            _left -= Math.Min(_left, (ulong)taken);
+                _lastRetired = entry.Retired;
+                _lastRip = entry.Rip;
+            }
         }
 
         output.Flush();

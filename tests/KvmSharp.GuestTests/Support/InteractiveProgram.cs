@@ -25,6 +25,8 @@ internal sealed class InteractiveProgram : IDisposable
         _reader = Task.Run(ReadAsync);
     }
 
+    public int Id => _process.Id;
+
     public void Send(string text)
     {
         _process.StandardInput.Write(text);
