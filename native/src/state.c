@@ -415,6 +415,7 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_cor
     c->vm->idle_ns += vcpu_retired(c) - s->retired; /* the virtual clock stays where it is */
     c->budget = 0;
     c->retired_end = s->retired;
+    c->stats.retired = s->retired;
     c->pending_dbg = s->flags;
     return give(c, KVS_OK);
 }

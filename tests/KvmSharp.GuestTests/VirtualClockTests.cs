@@ -42,12 +42,12 @@ public sealed class VirtualClockTests
     {
         await using PcMachine straight = new(DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual });
         await using PcMachine halting = new(DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual });
-        for (ulong count = 1; count < 20_000; count += 97)
+        for (ulong count = 1; count < 15_000; count += 97)
         {
             Assert.True(halting.VirtualMachine.RunUntil(count));
         }
 
-        Assert.Equal(Hash(straight, 20_000), Hash(halting, 20_000));
+        Assert.Equal(Hash(straight, 15_000), Hash(halting, 15_000));
     }
 
     [Fact]
@@ -55,14 +55,14 @@ public sealed class VirtualClockTests
     {
         PcMachineOptions options = DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual, MemorySize = 32UL << 20 };
         await using PcMachine original = new(options);
-        const ulong End = 25_000;
+        const ulong End = 18_000;
         string expected;
         await using (PcMachine reference = new(options))
         {
             expected = Hash(reference, End);
         }
 
-        for (ulong count = 1; count < End; count += 1237)
+        for (ulong count = 1; count < End; count += 1031)
         {
             Assert.True(original.VirtualMachine.RunUntil(count));
             using var state = new MemoryStream();

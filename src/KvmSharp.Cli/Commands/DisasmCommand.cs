@@ -1,5 +1,6 @@
 using System.Globalization;
 using KvmSharp.Cli.CommandLine;
+using KvmSharp.Cli.Terminal;
 
 namespace KvmSharp.Cli.Commands;
 
@@ -40,7 +41,7 @@ internal static class DisasmCommand
         }
 
         byte[] code = Read(path ?? throw new CliException("disasm needs a file, or - for standard input", ExitStatus.Usage));
-        using var output = new StreamWriter(Console.OpenStandardOutput());
+        using var output = new StreamWriter(StandardStreams.OpenOutput());
         Write(output, code, bits, address);
         return ExitStatus.Success;
     }
@@ -73,7 +74,7 @@ internal static class DisasmCommand
                 return Directory.Exists(path) ? throw new CliException($"'{path}' is a directory") : File.ReadAllBytes(path);
             }
 
-            using Stream input = Terminal.StandardStreams.OpenInput();
+            using Stream input = StandardStreams.OpenInput();
             using var content = new MemoryStream();
             input.CopyTo(content);
             return content.ToArray();

@@ -6,7 +6,7 @@ namespace KvmSharp.Cli.Terminal;
 /// </summary>
 internal static class Messages
 {
-    public static TextWriter Output { get; } = new StreamWriter(Console.OpenStandardOutput()) { AutoFlush = true };
+    public static TextWriter Output { get; } = new StreamWriter(StandardStreams.OpenForMessages(1)) { AutoFlush = true };
 
-    public static TextWriter Error { get; } = new StreamWriter(Console.OpenStandardError()) { AutoFlush = true };
+    public static TextWriter Error { get; } = new StreamWriter(StandardStreams.OpenForMessages(2)) { AutoFlush = true };
 }

@@ -28,6 +28,9 @@ internal static class StandardStreams
         return Open(1, FileAccess.Write);
     }
 
+    /// <summary>Standard output (1) or error (2); what is written to a closed one is lost.</summary>
+    public static Stream OpenForMessages(int descriptor) => IsClosed(descriptor) ? Stream.Null : Open(descriptor, FileAccess.Write);
+
     private static Stream Open(int descriptor, FileAccess access)
     {
         try
@@ -37,12 +40,17 @@ internal static class StandardStreams
             // In a file, a FileStream keeps a position of its own, which others who write to the same open
             // file do not see. The console's streams use the shared one, but they edit lines on a terminal
             // and hide a broken pipe.
-            return !stream.CanSeek ? stream : descriptor == 0 ? Console.OpenStandardInput() : Console.OpenStandardOutput();
+            return !stream.CanSeek ? stream : descriptor switch
+            {
+                0 => Console.OpenStandardInput(),
+                1 => Console.OpenStandardOutput(),
+                _ => Console.OpenStandardError(),
+            };
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or ArgumentException)
         {
             throw new CliException(
-                $"standard {(descriptor == 0 ? "input" : "output")} cannot be used: {exception.Message}", exception);
+                $"standard stream {descriptor} cannot be used: {exception.Message}", exception);
         }
     }
 
