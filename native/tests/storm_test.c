@@ -27,7 +27,7 @@ static const uint8_t code[] = {
     0x89, 0x0c, 0x13,                               /* mov [rbx + rdx], ecx */
     0x48, 0x8d, 0x87, 0x00, 0x20, 0x00, 0x00,       /* lea rax, [rdi + 0x2000] */
     0xff, 0xd0,                                     /* call rax */
-    0xeb, 0xde,                                     /* jmp to inc ecx */
+    0xeb, 0xdc,                                     /* jmp to inc ecx */
 };
 
 static struct vt t;
@@ -52,7 +52,7 @@ static void *slots(void *unused)
     (void)unused;
     for (int n = 0; n < ROUNDS; n++) {
         set_window(0x4000, n & 1);
-        nanosleep(&(struct timespec){ .tv_nsec = 50000 }, NULL);
+        nanosleep(&(struct timespec){ .tv_nsec = n % 8 ? 50000 : 2000000 }, NULL);
         if (n % 4 == 0) {
             static const uint8_t ret = 0xc3;
             vt_must(kvs_mem_write(t.vm, WINDOW + 0x2000 + (uint64_t)(n & 31), &ret, 1), "patch");
