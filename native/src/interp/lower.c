@@ -130,6 +130,7 @@ OP(xchg32_rr);
 OP(xchg64_rr);
 OP(imul2_32rr);
 OP(imul2_64rr);
+OP(mul_64r);
 
 /* ---- operands ---- */
 static bool is_byte_kind(uint32_t k)
@@ -270,6 +271,9 @@ static kvs_handler help(const struct decoded *d, uint32_t mode, const struct kvs
     case OP_imul2:
         if (out->src != INSN_MEM && d->osize == 8) return op_imul2_64rr;
         if (out->src != INSN_MEM && d->osize == 4) return op_imul2_32rr;
+        break;
+    case OP_mul:
+        if (out->dst != INSN_MEM && INSN_OSIZE(out) == 8) return op_mul_64r;
         break;
     default: break;
     }

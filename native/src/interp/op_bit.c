@@ -2,22 +2,13 @@
 #include "interp.h"
 #include "../isa/sem_alu.h"
 
-/* size 2, 4 or 8: calls the semantics of that width on uint64_t values. */
-#define BY_SIZE(size, result, name, ...)                                                          \
-    switch (size) {                                                                               \
-    case 2: result = sem_##name##16 (__VA_ARGS__); break;                                         \
-    case 4: result = sem_##name##32 (__VA_ARGS__); break;                                         \
-    default: result = sem_##name##64 (__VA_ARGS__); break;                                        \
-    }
-#define A16 (uint16_t)a
+/* r = name(a, b) at size 2, 4 or 8. */
 #define CALL3(size, r, name, a, b)                                                                \
     switch (size) {                                                                               \
     case 2: r = sem_##name##16(&c->fl, (uint16_t)(a), (uint16_t)(b)); break;                      \
     case 4: r = sem_##name##32(&c->fl, (uint32_t)(a), (uint32_t)(b)); break;                      \
     default: r = sem_##name##64(&c->fl, a, b); break;                                             \
     }
-#undef A16
-#undef BY_SIZE
 
 OP(imul2_64rr) { REG64(i->dst) = sem_imul64(&c->fl, REG64(i->dst), REG64(i->src)); NEXT(); }
 OP(imul2_32rr) { SET32(i->dst, sem_imul32(&c->fl, REG32(i->dst), REG32(i->src))); NEXT(); }
@@ -71,6 +62,7 @@ OPX(imul3)
     }
 MULTIPLY(mul)
 MULTIPLY(imul)
+OP(mul_64r) { sem_mul_wide64(&c->fl, &c->gpr[RAX], &c->gpr[RDX], c->gpr[i->dst]); NEXT(); }
 
 #define DIVIDE(name, T8, S)                                                                       \
     OPX(name)                                                                                     \

@@ -156,15 +156,16 @@ SEM_WIDE(SEM_BIT, bts)
 SEM_WIDE(SEM_BIT, btr)
 SEM_WIDE(SEM_BIT, btc)
 
-/* One-operand multiply: lo:hi = lo * b. */
+/* One-operand multiply: hi:lo = lo * b. RAX is an operand here, so flags pass through it before and
+ * after. CF and OF are written; what becomes of the others is up to the silicon. */
 #define SEM_MUL(W, sfx, m, name)                                                                  \
     static inline void sem_##name##_wide##W(uint16_t *fl, uint##W##_t *lo, uint##W##_t *hi, uint##W##_t b) \
     {                                                                                             \
-        uint64_t a = *lo, d = 0, f = *fl;                                                         \
-        /* RAX is an operand here, so the flags come and go through RCX. */                       \
-        __asm__("xchg %%rcx, %%rax\n\t" FLAGS_IN "xchg %%rcx, %%rax\n\t" #name sfx " %" m "3\n\t" \
-                "mov %%rax, %%rcx\n\tlahf\n\tseto %%al\n\txchg %%rcx, %%rax"                      \
-                : "+a"(a), "=&d"(d), "+c"(f) : "r"(b) : "cc");                                    \
+        uint64_t a = *lo, d;                                                                      \
+        uint32_t f = *fl;                                                                         \
+        __asm__("movl %k1, %%eax\n\tsahf\n\tmovq %0, %%rax\n\t" #name sfx " %" m "3\n\t"          \
+                "movq %%rax, %0\n\tlahf\n\tseto %%al\n\tmovzwl %%ax, %k1"                       \
+                : "+r"(a), "+r"(f), "=&d"(d) : "r"(b) : "rax", "cc");                             \
         *lo = (uint##W##_t)a;                                                                     \
         *hi = (uint##W##_t)d;                                                                     \
         *fl = (uint16_t)f;                                                                        \
@@ -174,10 +175,11 @@ SEM_WIDE(SEM_MUL, imul)
 #define SEM_MUL8(name)                                                                            \
     static inline uint16_t sem_##name##_wide8(uint16_t *fl, uint8_t a8, uint8_t b)                \
     {                                                                                             \
-        uint64_t a = a8, f = *fl;                                                                 \
-        __asm__("xchg %%rcx, %%rax\n\t" FLAGS_IN "xchg %%rcx, %%rax\n\t" #name "b %b2\n\t"        \
-                "mov %%rax, %%rcx\n\tlahf\n\tseto %%al\n\txchg %%rcx, %%rax"                      \
-                : "+a"(a), "+c"(f) : "r"(b) : "cc");                                              \
+        uint64_t a = a8;                                                                          \
+        uint32_t f = *fl;                                                                         \
+        __asm__("movl %k1, %%eax\n\tsahf\n\tmovq %0, %%rax\n\t" #name "b %b2\n\t"               \
+                "movq %%rax, %0\n\tlahf\n\tseto %%al\n\tmovzwl %%ax, %k1"                       \
+                : "+r"(a), "+r"(f) : "r"(b) : "rax", "cc");                                       \
         *fl = (uint16_t)f;                                                                        \
         return (uint16_t)a;                                                                       \
     }
