@@ -66,6 +66,7 @@ enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, 
 #define EFER_LME 0x100u
 #define EFER_LMA 0x400u
 #define EFER_NX 0x800u
+#define EFER_AUTOIBRS 0x200000u
 
 /* Page-fault error code. SDM 3A "Page-Fault Exceptions" */
 #define PF_P 0x1u

@@ -116,6 +116,7 @@ uint64_t efer_allowed(const struct kvs_vcpu *c)
     if (has_feature(c, FEAT_SYSCALL)) allowed |= EFER_SCE;
     if (has_feature(c, FEAT_LM)) allowed |= EFER_LME | EFER_LMA;
     if (has_feature(c, FEAT_NX)) allowed |= EFER_NX;
+    if (has_feature(c, FEAT_AUTOIBRS)) allowed |= EFER_AUTOIBRS;
     return allowed;
 }
 

@@ -38,7 +38,7 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x16 },
     { .function = 0x40000000, .eax = 0x40000001, .ebx = 0x4b4d564b, .ecx = 0x564b4d56, .edx = 0x4d }, /* KVMKVMKVM */
     { .function = 0x40000001, .eax = (uint32_t)KVM_FEATURES },
-    { .function = 0x80000000, .eax = 0x80000008, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65 },
+    { .function = 0x80000000, .eax = 0x80000021, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65 },
     { .function = 0x80000001, .eax = SIGNATURE, .ecx = BIT(0), .edx = (uint32_t)EDX_80000001 },
     { .function = 0x80000002, .eax = 0x536d764b, .ebx = 0x70726168, .ecx = 0x72695620, .edx = 0x6c617574 },
     { .function = 0x80000003, .eax = 0x55504320 }, /* "KvmSharp Virtual CPU" */
@@ -47,6 +47,9 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x80000006, .ebx = 0x42004200, .ecx = 0x02008140 },
     { .function = 0x80000007, .edx = BIT(8) }, /* invariant TSC */
     { .function = 0x80000008, .eax = MAXPHYADDR | 48 << 8 },
+    /* LFENCE serializes, a null selector clears the base, Automatic IBRS: no branch of one guest mode is
+     * predicted from another one's history here, so kernels need no retpolines. */
+    { .function = 0x80000021, .eax = BIT(2) | BIT(6) | BIT(8) },
 };
 
 int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
@@ -157,6 +160,7 @@ static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } featur
     { FEAT_LAHF64, 0x80000001, ECX_, 0 }, { FEAT_LZCNT, 0x80000001, ECX_, 5 }, { FEAT_PREFETCHW, 0x80000001, ECX_, 8 },
     { FEAT_SYSCALL, 0x80000001, EDX_, 11 }, { FEAT_NX, 0x80000001, EDX_, 20 }, { FEAT_1G, 0x80000001, EDX_, 26 },
     { FEAT_RDTSCP, 0x80000001, EDX_, 27 }, { FEAT_LM, 0x80000001, EDX_, 29 },
+    { FEAT_AUTOIBRS, 0x80000021, EAX_, 8 },
 };
 
 void cpuid_changed(struct kvs_vcpu *c)

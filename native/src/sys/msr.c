@@ -267,7 +267,7 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
     case MSR_TSC_DEADLINE: return c->lapic ? lapic_msr_write(c, msr, v) : -1;
     case MSR_EFER:
         if (host) {
-            if (v & ~(uint64_t)(EFER_SCE | EFER_LME | EFER_LMA | EFER_NX)) return -1;
+            if (v & ~(uint64_t)(EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_AUTOIBRS)) return -1;
             c->efer = v;
             tlb_flush_all(c);
             jc_flush(c);
