@@ -86,13 +86,15 @@ static void region_clear(struct tlb_class *k, uint64_t la, uint32_t bits)
             if ((k->e[kind][n].tag ^ la) >> bits == 0) entry_clear(&k->e[kind][n], n);
 }
 
+/* Spread, or the kernel's direct map would share a bit with every low user address. */
+static inline uint32_t huge_hash(uint64_t la) { return (uint32_t)((la >> 30) * 0x9e3779b97f4a7c15ull >> 58); }
 static inline uint32_t large_hash(uint64_t la) { return (uint32_t)((la >> 22) * 0x9e3779b97f4a7c15ull >> 52); }
 
 void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits)
 {
     if (page_bits <= PAGE_SHIFT) return;
     if (page_bits > 22) {
-        k->huge |= BIT(la >> 30 & 63);
+        k->huge |= BIT(huge_hash(la));
         return;
     }
     uint32_t h = large_hash(la);
@@ -107,7 +109,7 @@ void tlb_flush_page(struct kvs_vcpu *c, uint64_t la)
         struct tlb_class *tc = &c->tlb_classes[k];
         uint32_t bits = PAGE_SHIFT;
         if (tc->large[h >> 6] & BIT(h & 63)) bits = 22;
-        if (tc->huge & BIT(la >> 30 & 63)) bits = 30;
+        if (tc->huge & BIT(huge_hash(la))) bits = 30;
         region_clear(tc, la, bits);
     }
     jc_flush(c);

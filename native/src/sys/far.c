@@ -484,7 +484,9 @@ static int iret_protected(struct kvs_vcpu *c, uint32_t size)
 int far_iret(struct kvs_vcpu *c, uint32_t size)
 {
     int st = is_real_or_v86(c) ? iret_real(c, size) : iret_protected(c, size);
-    /* SDM 3A "Handling Multiple NMIs": blocked until the next IRET */
-    if (st == ST_OK) c->nmi_masked = false;
-    return st;
+    if (st != ST_OK) return st;
+    /* RF lasts for one instruction. Where no breakpoint can look at it, it is over at once. */
+    if (!(c->dr7 & 0xff)) c->eflags &= ~FLAG_RF;
+    c->nmi_masked = false; /* SDM 3A "Handling Multiple NMIs": blocked until the next IRET */
+    return ST_OK;
 }

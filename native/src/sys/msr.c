@@ -206,6 +206,14 @@ static int set_segment_base(struct kvs_vcpu *c, uint32_t seg, uint64_t v)
     return 0;
 }
 
+static void set_tsc_offset(struct kvs_vcpu *c, int64_t offset)
+{
+    if (offset == c->tsc_offset) return;
+    c->tsc_offset = offset;
+    if (c->lapic) lapic_tsc_changed(c);
+    kvmclock_update(c);
+}
+
 static int storage_write(struct kvs_vcpu *c, uint32_t msr, uint64_t *storage, uint64_t v, bool host)
 {
     if (!msr_value_valid(c, msr, v, host)) return -1;
@@ -216,10 +224,12 @@ static int storage_write(struct kvs_vcpu *c, uint32_t msr, uint64_t *storage, ui
         return 0;
     case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW:
         *storage = v;
-        kvmclock_write_system_time(c, v);
+        /* On restore the structure is in guest memory already, and with a virtual clock it is right. */
+        if (!host || c->vm->config.clock_mode == KVS_CLOCK_REAL) kvmclock_write_system_time(c, v);
         return 0;
     case MSR_TSC_ADJUST:
-        c->tsc_offset += (int64_t)(v - *storage);
+        /* The host restores value and TSC separately. */
+        if (!host) set_tsc_offset(c, c->tsc_offset + (int64_t)(v - *storage));
         *storage = v;
         return 0;
     case MSR_BIOS_SIGN_ID: /* the guest writes 0 before it asks for the revision with CPUID */
@@ -255,22 +265,21 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
         int64_t offset = (int64_t)(v - clock_tsc(c->vm));
         /* SDM 3B "Time-Stamp Counter Adjustment": a write to the TSC shows in IA32_TSC_ADJUST */
         if (!host) c->msr_tsc_adjust += (uint64_t)(offset - c->tsc_offset);
-        c->tsc_offset = offset;
-        if (c->msr_kvm_system_time & 1) kvmclock_write_system_time(c, c->msr_kvm_system_time);
+        set_tsc_offset(c, offset);
         return 0;
     }
     case MSR_APIC_BASE:
-        if (c->lapic) return lapic_set_base(c, v);
+        if (c->lapic) return host ? lapic_restore_base(c, v) : lapic_set_base(c, v);
         if (v & (~PHYS_MASK | 0x2ff)) return -1;
         c->run->apic_base = v;
         return 0;
     case MSR_TSC_DEADLINE: return c->lapic ? lapic_msr_write(c, msr, v) : -1;
     case MSR_EFER:
         if (host) {
-            if (v & ~(uint64_t)(EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_AUTOIBRS)) return -1;
+            v = (v & ~(uint64_t)EFER_LMA) | (c->efer & EFER_LMA); /* LMA comes with CR0, as under KVM */
+            if (v & ~efer_allowed(c) || (v & EFER_LMA && !(v & EFER_LME))) return -1;
             c->efer = v;
             tlb_flush_all(c);
-            jc_flush(c);
             vcpu_update_mode(c);
             return 0;
         }
