@@ -334,7 +334,9 @@ OPX(bound)
 {
     uint32_t size = INSN_OSIZE(i);
     uint8_t pair[8];
-    int st = insn_read(c, i, pair, size * 2);
+    uint64_t off = insn_offset(c, i), upper = INSN_ASIZE(i) == 2 ? (uint16_t)(off + size) : (uint32_t)(off + size);
+    int st = vread(c, i->seg, off, pair, size);
+    if (st == ST_OK) st = vread(c, i->seg, upper, pair + size, size);
     if (st != ST_OK) return st;
     bool out = size == 2
         ? (int16_t)c->gpr[i->dst] < (int16_t)ld16(pair) || (int16_t)c->gpr[i->dst] > (int16_t)ld16(pair + 2)
@@ -382,10 +384,7 @@ OPX(cmpxchg)
     uint64_t acc = reg_get(c, RAX, size), src = reg_get(c, i->src, size), old;
     if (i->dst != INSN_MEM) {
         old = reg_get(c, i->dst, size);
-        if (old == acc) reg_set(c, i->dst, size, src);
-        /* A 32-bit destination is written back, and so zero-extended, also when the compare fails;
-         * the accumulator only then. SDM 2A "CMPXCHG" */
-        else if (size == 4) reg_set(c, i->dst, size, old);
+        if (old == acc) reg_set(c, i->dst, size, src); /* else not written: not even zero-extended */
     } else {
         /* The destination is written in any case, so it must be writable. */
         bool lock = i->flags & INSN_LOCK;
@@ -457,9 +456,8 @@ OPX(cmpxchg8b)
     uint64_t off = insn_offset(c, i);
     if (wide) {
         uint64_t la;
-        int st = seg_to_linear(c, i->seg, off, 16, ACC_RW, &la);
+        int st = seg_to_linear_aligned(c, i->seg, off, 16, ACC_RW, &la);
         if (st != ST_OK) return st;
-        if (la & 15) return raise_gp(c, 0);
     }
     int st = lock ? vrmw_begin_locked(c, i->seg, off, wide ? 16 : 8) : vrmw_begin(c, i->seg, off, wide ? 16 : 8);
     if (st != ST_OK) return st;

@@ -246,9 +246,11 @@ OP(jcxz)
 }
 
 /* ---- calls, returns, indirect jumps ---- */
+/* The branch itself faults, before RSP or RIP change. SDM 2A "JMP", "CALL", 2B "RET" */
+static inline bool not_canonical(uint64_t rip) { return (uint64_t)(((int64_t)rip >> 47) + 1) > 1; }
 static int near_target_check(struct kvs_vcpu *c, uint64_t rip)
 {
-    if (is_code64(c)) return ST_OK; /* a non-canonical RIP faults at the fetch */
+    if (is_code64(c)) return not_canonical(rip) ? raise_gp(c, 0) : ST_OK;
     return rip > c->seg[SEG_CS].limit ? raise_gp(c, 0) : ST_OK;
 }
 
@@ -310,6 +312,7 @@ OP(call_ind)
     budget -= i->since;
     if (UNLIKELY(i->dst == INSN_MEM || !is_code64(c) || !(c->mode & MODE_FLAT))) return call_ind_slow(c, i, budget);
     uint64_t sp = c->gpr[RSP] - 8, rip = c->gpr[i->dst];
+    if (UNLIKELY(not_canonical(rip))) return call_ind_slow(c, i, budget);
     FAST_HOST_AT(uint64_t, p, TLB_W, sp, call_ind_slow);
     st64(p, c->gpr[GPR_RIPBASE] + i->off + i->len);
     c->gpr[RSP] = sp;
@@ -335,13 +338,16 @@ OP(jmp_ind)
 {
     budget -= i->since;
     if (UNLIKELY(!is_code64(c))) return jmp_ind_slow(c, i, budget);
+    uint64_t rip;
     if (i->dst != INSN_MEM) {
-        c->rip = c->gpr[i->dst];
-        return op_dispatch(c, i, budget);
+        rip = c->gpr[i->dst];
+    } else {
+        const uint8_t *p = insn_probe(c, i, TLB_R, 8);
+        if (UNLIKELY(!p)) return jmp_ind_slow(c, i, budget);
+        rip = ld64(p);
     }
-    const uint8_t *p = insn_probe(c, i, TLB_R, 8);
-    if (UNLIKELY(!p)) return jmp_ind_slow(c, i, budget);
-    c->rip = ld64(p);
+    if (UNLIKELY(not_canonical(rip))) return jmp_ind_slow(c, i, budget);
+    c->rip = rip;
     return op_dispatch(c, i, budget);
 }
 
@@ -367,7 +373,9 @@ OP(ret)
     budget -= i->since;
     if (UNLIKELY(!is_code64(c) || !(c->mode & MODE_FLAT))) return ret_slow(c, i, budget);
     FAST_HOST_AT(uint64_t, p, TLB_R, c->gpr[RSP], ret_slow);
-    c->rip = ld64(p);
+    uint64_t rip = ld64(p);
+    if (UNLIKELY(not_canonical(rip))) return ret_slow(c, i, budget);
+    c->rip = rip;
     c->gpr[RSP] += 8 + i->imm;
     return op_dispatch(c, i, budget);
 }

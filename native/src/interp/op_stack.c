@@ -114,36 +114,40 @@ OPX(popa)
     return ST_OK;
 }
 
-/* SDM 2A "ENTER". imm: frame size, nesting level above bit 16. */
+/* The n-th value below SP may be stored. */
+static int push_check(struct kvs_vcpu *c, uint64_t sp, uint32_t n, uint32_t size)
+{
+    uint64_t la;
+    int st = seg_to_linear(c, SEG_SS, (sp - n * size) & stack_mask(c), size, ACC_W, &la);
+    return st == ST_OK ? lwrite_check(c, la, size, LA_USER_RULES) : st;
+}
+
+/*
+ * SDM 2A "ENTER". imm: frame size, nesting level above bit 16. Two passes in the manual's order: the
+ * first only looks for faults; in the second each frame pointer is read behind the stores before it,
+ * since the areas may overlap.
+ */
 OPX(enter)
 {
-    uint32_t size = INSN_OSIZE(i), level = (i->imm >> 16) & 31;
-    uint64_t mask = stack_mask(c), sp = c->gpr[RSP], frame, v = 0;
-    uint64_t values[33];
-    uint32_t n = 0;
-    values[n++] = c->gpr[RBP];
-    frame = sp - size;
-    for (uint32_t k = 1; k < level; k++) {
-        v = 0;
-        int st = vread(c, SEG_SS, (c->gpr[RBP] - k * size) & mask, &v, size);
-        if (st != ST_OK) return st;
-        values[n++] = v;
+    uint32_t size = INSN_OSIZE(i), level = (i->imm >> 16) & 31, stores = level ? level + 1 : 1;
+    uint64_t mask = stack_mask(c), sp = c->gpr[RSP], frame = sp - size, v = 0;
+    uint64_t final = sp - stores * size - (i->imm & 0xffff);
+    int st = push_check(c, sp, 1, size);
+    for (uint32_t k = 1; st == ST_OK && k < level; k++) {
+        st = vread(c, SEG_SS, (c->gpr[RBP] - k * size) & mask, &v, size);
+        if (st == ST_OK) st = push_check(c, sp, k + 1, size);
     }
-    if (level) values[n++] = frame;
-    uint64_t final = sp - n * size - (i->imm & 0xffff);
+    if (st == ST_OK) st = push_check(c, sp, stores, size);
     /* The new top of stack must be writable too. */
-    uint64_t la;
-    int st = seg_to_linear(c, SEG_SS, final & mask, size, ACC_W, &la);
-    if (st == ST_OK) st = lwrite_check(c, la, size, LA_USER_RULES);
-    for (uint32_t k = 0; st == ST_OK && k < n; k++) {
-        st = seg_to_linear(c, SEG_SS, (sp - (k + 1) * size) & mask, size, ACC_W, &la);
-        if (st == ST_OK) st = lwrite_check(c, la, size, LA_USER_RULES);
-    }
+    if (st == ST_OK) st = push_check(c, final, 0, size);
     if (st != ST_OK) return st;
-    for (uint32_t k = 0; k < n; k++) {
-        st = vwrite(c, SEG_SS, (sp - (k + 1) * size) & mask, &values[k], size);
-        if (st != ST_OK) return st;
+    st = vwrite(c, SEG_SS, (sp - size) & mask, &c->gpr[RBP], size);
+    for (uint32_t k = 1; st == ST_OK && k < level; k++) {
+        st = vread(c, SEG_SS, (c->gpr[RBP] - k * size) & mask, &v, size);
+        if (st == ST_OK) st = vwrite(c, SEG_SS, (sp - (k + 1) * size) & mask, &v, size);
     }
+    if (st == ST_OK && level) st = vwrite(c, SEG_SS, (sp - stores * size) & mask, &frame, size);
+    if (st != ST_OK) return st;
     reg_set(c, RBP, size, frame);
     reg_set(c, RSP, stack_size(c), final);
     return ST_OK;

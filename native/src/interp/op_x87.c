@@ -104,7 +104,12 @@ NOINLINE int x87_whole(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t op
     x87_host_run(f, opc, mem, &status, &img);
     /* Unmasked invalid, overflow and underflow store nothing and pop nothing.
      * SDM 1 "x87 FPU Exception Conditions" */
-    if (size < 0 && !(img.sw & ~(uint32_t)f->fcw & (FSW_IE | FSW_OE | FSW_UE))) {
+    if (size < 0 && (img.sw & ~(uint32_t)f->fcw & (FSW_IE | FSW_OE | FSW_UE))) {
+        uint64_t la; /* a fault of the operand comes first even so */
+        st = seg_to_linear(c, i->seg, insn_offset(c, i), (uint32_t)-size, ACC_W, &la);
+        if (st == ST_OK) st = lwrite_check(c, la, (uint32_t)-size, LA_USER_RULES);
+        if (st != ST_OK) return st;
+    } else if (size < 0) {
         st = insn_write(c, i, mem, (uint32_t)-size);
         if (x87_not_done(st)) return st;
         st = x87_stored(c, st);
@@ -280,12 +285,19 @@ OPX(fninit)
     return ST_OK;
 }
 
+/* Environment and state images are arrays of words or doublewords. */
+static int env_alignment(struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    return seg_check_alignment(c, i->seg, insn_offset(c, i), INSN_OSIZE(i) == 2 ? 2 : 4);
+}
+
 OPX(fldenv)
 {
     UNUSED_OPARGS;
     uint8_t env[28];
     if (x87_pending(&c->fpu)) return raise_vector(c, EXC_MF);
-    int st = insn_read(c, i, env, INSN_OSIZE(i) == 2 ? 14 : 28);
+    int st = env_alignment(c, i);
+    if (st == ST_OK) st = insn_read(c, i, env, INSN_OSIZE(i) == 2 ? 14 : 28);
     if (st != ST_OK) return st;
     x87_env_load(&c->fpu, INSN_OSIZE(i), real_layout(c), env);
     return ST_OK;
@@ -296,7 +308,8 @@ OPX(fnstenv)
     UNUSED_OPARGS;
     uint8_t env[28];
     uint32_t size = x87_env_store(&c->fpu, INSN_OSIZE(i), real_layout(c), env);
-    int st = insn_write(c, i, env, size);
+    int st = env_alignment(c, i);
+    if (st == ST_OK) st = insn_write(c, i, env, size);
     if (x87_not_done(st)) return st;
     c->fpu.fcw |= FSW_FLAGS; /* all masked, so ES and B go too */
     x87_update_es(&c->fpu);
@@ -310,7 +323,8 @@ OPX(frstor)
     struct fpu *f = &c->fpu;
     uint32_t size = INSN_OSIZE(i) == 2 ? 14 : 28;
     if (x87_pending(f)) return raise_vector(c, EXC_MF);
-    int st = insn_read(c, i, image, size + 80);
+    int st = env_alignment(c, i);
+    if (st == ST_OK) st = insn_read(c, i, image, size + 80);
     if (st != ST_OK) return st;
     x87_env_load(f, INSN_OSIZE(i), real_layout(c), image);
     for (uint32_t k = 0; k < 8; k++) memcpy(st_reg(f, k), image + size + 10 * k, 10);
@@ -324,7 +338,8 @@ OPX(fnsave)
     struct fpu *f = &c->fpu;
     uint32_t size = x87_env_store(f, INSN_OSIZE(i), real_layout(c), image);
     for (uint32_t k = 0; k < 8; k++) memcpy(image + size + 10 * k, st_reg(f, k), 10);
-    int st = insn_write(c, i, image, size + 80);
+    int st = env_alignment(c, i);
+    if (st == ST_OK) st = insn_write(c, i, image, size + 80);
     if (x87_not_done(st)) return st;
     x87_init(f);
     return x87_stored(c, st);

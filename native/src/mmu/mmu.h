@@ -65,8 +65,12 @@ int lwrite_check(struct kvs_vcpu *c, uint64_t la, uint32_t size, int how);
 
 /* Logical address to linear: segment type, limit, canonical and alignment checks. (segment.c)
  * seg bit 7 (INSN_FAST): off is linear already; only the canonical check (#SS for SEG_SS) remains.
- * #AC (CPL 3, CR0.AM, EFLAGS.AC) is checked here for size 2, 4, 8 (callers pass align = 0 to skip). */
+ * #AC (CPL 3, CR0.AM, EFLAGS.AC) is checked here by the size of a single datum: 2, 4, 8, 10, 16. */
 int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);
+/* The same for operands that must be aligned to their size, a power of two: #GP(0), never #AC. */
+int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);
+/* The #AC check alone, for operands of several data. */
+int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align);
 
 int vread(struct kvs_vcpu *c, uint32_t seg, uint64_t off, void *data, uint32_t size);
 int vwrite(struct kvs_vcpu *c, uint32_t seg, uint64_t off, const void *data, uint32_t size);

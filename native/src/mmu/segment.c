@@ -47,12 +47,33 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
     return 0;
 }
 
+/* SDM 3A "Alignment Requirements by Data Type" */
+static inline uint32_t alignment_mask(uint32_t size)
+{
+    return size == 2 || size == 4 || size == 8 || size == 16 ? size - 1 : size == 10 ? 7 : 0;
+}
+
 int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la)
 {
     uint64_t room;
     uint8_t fault = seg_check(c, seg, off, size, access, la, &room);
     if (UNLIKELY(fault)) return raise_error(c, fault, 0);
-    if (UNLIKELY(alignment_checked(c)) && access != ACC_X && (size == 2 || size == 4 || size == 8) && (*la & (size - 1)))
-        return raise_error(c, EXC_AC, 0);
+    if (UNLIKELY(alignment_checked(c)) && access != ACC_X && (*la & alignment_mask(size))) return raise_error(c, EXC_AC, 0);
     return ST_OK;
+}
+
+int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la)
+{
+    uint64_t room;
+    uint8_t fault = seg_check(c, seg, off, size, access, la, &room);
+    /* In 64-bit mode misalignment is found before the address is found not to be canonical. */
+    if (UNLIKELY(fault) && !(is_code64(c) && (*la & (size - 1)))) return raise_error(c, fault, 0);
+    return UNLIKELY(*la & (size - 1)) ? raise_gp(c, 0) : ST_OK;
+}
+
+int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align)
+{
+    uint64_t la, room;
+    if (LIKELY(!alignment_checked(c)) || seg_check(c, seg, off, 1, ACC_R, &la, &room)) return ST_OK;
+    return la & (align - 1) ? raise_error(c, EXC_AC, 0) : ST_OK;
 }

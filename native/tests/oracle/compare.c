@@ -60,6 +60,31 @@ static uint64_t flags_mask(const struct test_case *t)
            ~(uint64_t)t->flags_ignored;
 }
 
+/*
+ * AMD processors store last-instruction pointers only with an exception pending, and their MXCSR
+ * has one more bit: bytes 6-23 and 28-31 of the image may differ.
+ */
+static bool same_fxsave(const struct test_case *t, char *why, size_t size)
+{
+    uint64_t image = (t->target & 0xfff) + 0x1000 * ((t->target >> 12) - ((t->target >= HIGH ? HIGH : t->target >= MID ? MID : LOW) >> 12));
+    for (uint32_t i = 0; i < WINDOW_SIZE; i++) {
+        uint64_t at = (i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE) - image;
+        if ((at >= 6 && at < 24) || (at >= 28 && at < 32)) continue;
+        if (t->host.mem[i] != t->core.mem[i]) return differ(why, size, "FXSAVE image at %x: %02x, core %02x", (unsigned)at, t->host.mem[i], t->core.mem[i]);
+    }
+    return true;
+}
+
+/* Which byte of an operand of many the processor touches first is its own affair. */
+static bool same_fault_address(const struct test_case *t)
+{
+    static const char *const images[] = { "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", NULL };
+    if (t->host.cr2 == t->core.cr2) return true;
+    for (int i = 0; images[i]; i++)
+        if (is(t, images[i])) return t->host.cr2 - t->target < 512 && t->core.cr2 - t->target < 512;
+    return false;
+}
+
 bool compare_case(const struct test_case *t, char *why, size_t size)
 {
     const struct cpu_state *h = &t->host, *c = &t->core;
@@ -67,8 +92,9 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
     if (h->vector != c->vector) return differ(why, size, "exception %x, core %x", h->vector, c->vector);
     if (h->error != c->error && !(h->cr2 >> 63 && ((h->error ^ c->error) & ~PF_P) == 0))
         return differ(why, size, "error code %x, core %x", h->error, c->error);
-    if (h->cr2 != c->cr2) return differ(why, size, "fault address %llx, core %llx", (unsigned long long)h->cr2, (unsigned long long)c->cr2);
+    if (!same_fault_address(t)) return differ(why, size, "fault address %llx, core %llx", (unsigned long long)h->cr2, (unsigned long long)c->cr2);
     if (h->rip != c->rip) return differ(why, size, "rip %llx, core %llx", (unsigned long long)h->rip, (unsigned long long)c->rip);
+    if (is(t, "popa") && h->vector != NO_VECTOR) return true; /* the host keeps what it had popped */
     uint64_t mask = t->bits == 32 ? 0xffffffff : ~0ull;
     for (int i = 0; i < (t->bits == 32 ? 8 : 16); i++)
         if (((h->gpr[i] ^ c->gpr[i]) & mask) && !(t->gpr_ignored >> i & 1))
@@ -76,7 +102,9 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
     uint64_t f = (h->rflags ^ c->rflags) & flags_mask(t);
     if (f) return differ(why, size, "rflags differ in %llx", (unsigned long long)f);
     bool skip_memory = (t->gpr_ignored & 0x10000) || (h->vector != NO_VECTOR && partial_stores(t));
-    if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE)) {
+    if (!skip_memory && is(t, "fxsave") && h->vector == NO_VECTOR) {
+        if (!same_fxsave(t, why, size)) return false;
+    } else if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE)) {
         uint32_t i = 0;
         while (h->mem[i] == c->mem[i]) i++;
         return differ(why, size, "memory at arena+%x: %02x, core %02x", i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE,

@@ -43,7 +43,7 @@ static void build_memory(void)
 {
     core.next_table = P_TABLES + 0x1000;
     for (uint64_t pa = P_GDT; pa < P_HANDLERS + 0x1000; pa += 0x1000) map_page(KERNEL + pa, pa, PTE_P | PTE_W);
-    for (uint64_t off = 0; off < CODE_SIZE; off += 0x1000) map_page(CODE + off, P_CODE + off, PTE_P | PTE_W | PTE_U);
+    for (uint64_t off = 0; off < CODE_SIZE; off += 0x1000) map_page(CODE + off, P_CODE + off, PTE_P | PTE_U);
     const uint64_t arenas[] = { LOW, MID, HIGH };
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++) {
         if (arenas[i] == LOW && !host_has_low()) continue;

@@ -200,6 +200,7 @@ static void fill_operand(struct maker *m, uint64_t la, uint32_t size)
 }
 
 /* ---- floating point ---- */
+#define MXCSR_MM 0x20000u /* AMD's misaligned SSE mode, which the core does not offer */
 static uint32_t random_mxcsr(struct rng *r)
 {
     uint32_t x = (uint32_t)rnd(r);
@@ -262,7 +263,7 @@ static void memory_fxrstor(struct maker *m)
     uint8_t fx[512];
     fresh_fx(m->r, fx);
     random_x87(m->r, fx, false);
-    st32(fx + 24, rnd_one(m->r, 8) ? (uint32_t)rnd(m->r) : random_mxcsr(m->r));
+    st32(fx + 24, rnd_one(m->r, 8) ? (uint32_t)rnd(m->r) & ~MXCSR_MM : random_mxcsr(m->r));
     memcpy(p, fx, 416);
 }
 
@@ -451,7 +452,7 @@ static bool apply_roles(struct maker *m)
     else if ((k0 >= ES_ && k0 <= GS_) && is_mnemonic(t, "push")) role_stack(m);
     else if (is_mnemonic(t, "ldmxcsr")) {
         uint8_t *p = mem_at(m, m->target, 4);
-        if (p) st32(p, rnd_one(r, 8) ? (uint32_t)rnd(r) : random_mxcsr(r));
+        if (p) st32(p, rnd_one(r, 8) ? (uint32_t)rnd(r) & ~MXCSR_MM : random_mxcsr(r));
     } else if (is_mnemonic(t, "fxrstor")) memory_fxrstor(m);
     else if (is_mnemonic(t, "fldenv")) memory_env(m, false);
     else if (is_mnemonic(t, "frstor")) memory_env(m, true);
@@ -533,6 +534,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         if (!apply_roles(&m)) continue;
         if (t->bits == 32)
             for (int i = 0; i < 16; i++) t->in.gpr[i] = (uint32_t)t->in.gpr[i];
+        t->target = m.target;
         case_undefined(t);
         return true;
     }

@@ -173,6 +173,7 @@ static void child_main(struct batch **where)
     const uint64_t arenas[] = { MID, HIGH, host.low ? LOW : MID };
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++)
         for (uint32_t off = 0; off < ARENA_SIZE; off += 0x1000) (void)*(volatile uint8_t *)(uintptr_t)(arenas[i] + off);
+    mprotect((void *)CODE, CODE_SIZE, PROT_READ | PROT_EXEC);
     sigaltstack(&alt, NULL);
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++) sigaction(signals[i], &a, NULL);
     for (;;) {

@@ -50,6 +50,7 @@ struct test_case {
     bool uses_x87, uses_sse;
     uint32_t row;
     struct decoded d;
+    uint64_t target; /* linear address of the memory operand */
     /* what may differ */
     uint32_t flags_ignored;
     uint32_t gpr_ignored; /* bit per register */
