@@ -75,13 +75,30 @@ static bool same_fxsave(const struct test_case *t, char *why, size_t size)
     return true;
 }
 
+static bool is_image(const struct test_case *t)
+{
+    static const char *const images[] = { "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", NULL };
+    for (int i = 0; images[i]; i++)
+        if (is(t, images[i])) return true;
+    return false;
+}
 /* Which byte of an operand of many the processor touches first is its own affair. */
 static bool same_fault_address(const struct test_case *t)
 {
-    static const char *const images[] = { "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", NULL };
     if (t->host.cr2 == t->core.cr2) return true;
-    for (int i = 0; images[i]; i++)
-        if (is(t, images[i])) return t->host.cr2 - t->target < 512 && t->core.cr2 - t->target < 512;
+    return is_image(t) && t->host.cr2 - t->target < 512 && t->core.cr2 - t->target < 512;
+}
+
+/* Two faults in one instruction whose order the manuals leave open, or give differently. */
+static bool either_fault(const struct test_case *t)
+{
+    uint32_t both = 1u << (t->host.vector & 31) | 1u << (t->core.vector & 31);
+    /* Misaligned by less than four bytes: SDM 2A "FXSAVE" allows #AC for #GP. */
+    if ((is(t, "fxsave") || is(t, "fxrstor")) && both == (1u << EXC_AC | 1u << EXC_GP)) return true;
+    /* Both pages of an image fault: either may be reported. */
+    if (is_image(t) && both == 1u << EXC_PF) return true;
+    /* The target is not canonical and the stack cannot be written. */
+    if (t->d.op == OP_call_ind) return (both & 1u << EXC_GP) && (both & (1u << EXC_SS | 1u << EXC_PF | 1u << EXC_AC));
     return false;
 }
 
@@ -89,8 +106,9 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
 {
     const struct cpu_state *h = &t->host, *c = &t->core;
     if (!t->host_done) return differ(why, size, "the host process died or hung");
+    if (h->vector != c->vector && either_fault(t)) return true;
     if (h->vector != c->vector) return differ(why, size, "exception %x, core %x", h->vector, c->vector);
-    if (h->error != c->error && !(h->cr2 >> 63 && ((h->error ^ c->error) & ~PF_P) == 0))
+    if (h->error != c->error && !either_fault(t) && !(h->cr2 >> 63 && ((h->error ^ c->error) & ~PF_P) == 0))
         return differ(why, size, "error code %x, core %x", h->error, c->error);
     if (!same_fault_address(t)) return differ(why, size, "fault address %llx, core %llx", (unsigned long long)h->cr2, (unsigned long long)c->cr2);
     if (h->rip != c->rip) return differ(why, size, "rip %llx, core %llx", (unsigned long long)h->rip, (unsigned long long)c->rip);
@@ -112,6 +130,7 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
     }
     if (!memcmp(h->fx, c->fx, 24) && !memcmp(h->fx + 32, c->fx + 32, 384) && ld32(h->fx + 24) == ld32(c->fx + 24)) return true;
     if (ld32(h->fx + 24) != ld32(c->fx + 24)) return differ(why, size, "mxcsr %x, core %x", ld32(h->fx + 24), ld32(c->fx + 24));
+    if (is(t, "maskmovq") && h->vector != NO_VECTOR) return true; /* the host has begun to use the MMX registers */
     if (ld16(h->fx) != ld16(c->fx)) return differ(why, size, "fcw %x, core %x", ld16(h->fx), ld16(c->fx));
     if (ld16(h->fx + 2) != ld16(c->fx + 2)) return differ(why, size, "fsw %x, core %x", ld16(h->fx + 2), ld16(c->fx + 2));
     if (h->fx[4] != c->fx[4]) return differ(why, size, "tags %x, core %x", h->fx[4], c->fx[4]);

@@ -312,6 +312,9 @@ static void role_string(struct maker *m)
     if (rnd_one(r, 2)) { s &= ~7ull; e &= ~7ull; }
     if (source) set_pointer(m, RSI, s - seg_base(t->d.seg), as);
     if (dest) set_pointer(m, RDI, e, as);
+    /* Zen 5 takes the whole registers for its look at overlap: with different upper halves and 16-bit
+     * addresses it copies in blocks what must go byte by byte. */
+    if (source && dest && as == 2) { t->in.gpr[RSI] &= 0xffff; t->in.gpr[RDI] &= 0xffff; }
     if (t->d.rep) set_low(&t->in.gpr[RCX], count, as);
     /* Runs of equal elements, so that REPE and REPNE go on. */
     uint32_t style = rnd_below(r, 4);
