@@ -286,9 +286,9 @@ OPX(fninit)
 }
 
 /* Environment and state images are arrays of words or doublewords. */
-static int env_alignment(struct kvs_vcpu *c, const struct kvs_insn *i)
+static int env_alignment(struct kvs_vcpu *c, const struct kvs_insn *i, int access)
 {
-    return seg_check_alignment(c, i->seg, insn_offset(c, i), INSN_OSIZE(i) == 2 ? 2 : 4);
+    return seg_check_alignment(c, i->seg, insn_offset(c, i), INSN_OSIZE(i) == 2 ? 2 : 4, access);
 }
 
 OPX(fldenv)
@@ -296,7 +296,7 @@ OPX(fldenv)
     UNUSED_OPARGS;
     uint8_t env[28];
     if (x87_pending(&c->fpu)) return raise_vector(c, EXC_MF);
-    int st = env_alignment(c, i);
+    int st = env_alignment(c, i, ACC_R);
     if (st == ST_OK) st = insn_read(c, i, env, INSN_OSIZE(i) == 2 ? 14 : 28);
     if (st != ST_OK) return st;
     x87_env_load(&c->fpu, INSN_OSIZE(i), real_layout(c), env);
@@ -308,7 +308,7 @@ OPX(fnstenv)
     UNUSED_OPARGS;
     uint8_t env[28];
     uint32_t size = x87_env_store(&c->fpu, INSN_OSIZE(i), real_layout(c), env);
-    int st = env_alignment(c, i);
+    int st = env_alignment(c, i, ACC_W);
     if (st == ST_OK) st = insn_write(c, i, env, size);
     if (x87_not_done(st)) return st;
     c->fpu.fcw |= FSW_FLAGS; /* all masked, so ES and B go too */
@@ -323,7 +323,7 @@ OPX(frstor)
     struct fpu *f = &c->fpu;
     uint32_t size = INSN_OSIZE(i) == 2 ? 14 : 28;
     if (x87_pending(f)) return raise_vector(c, EXC_MF);
-    int st = env_alignment(c, i);
+    int st = env_alignment(c, i, ACC_R);
     if (st == ST_OK) st = insn_read(c, i, image, size + 80);
     if (st != ST_OK) return st;
     x87_env_load(f, INSN_OSIZE(i), real_layout(c), image);
@@ -338,7 +338,7 @@ OPX(fnsave)
     struct fpu *f = &c->fpu;
     uint32_t size = x87_env_store(f, INSN_OSIZE(i), real_layout(c), image);
     for (uint32_t k = 0; k < 8; k++) memcpy(image + size + 10 * k, st_reg(f, k), 10);
-    int st = env_alignment(c, i);
+    int st = env_alignment(c, i, ACC_W);
     if (st == ST_OK) st = insn_write(c, i, image, size + 80);
     if (x87_not_done(st)) return st;
     x87_init(f);

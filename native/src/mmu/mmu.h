@@ -70,7 +70,7 @@ int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
 /* The same for operands that must be aligned to their size, a power of two: #GP(0), never #AC. */
 int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);
 /* The #AC check alone, for operands of several data. */
-int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align);
+int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align, int access);
 
 int vread(struct kvs_vcpu *c, uint32_t seg, uint64_t off, void *data, uint32_t size);
 int vwrite(struct kvs_vcpu *c, uint32_t seg, uint64_t off, const void *data, uint32_t size);

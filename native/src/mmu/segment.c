@@ -71,9 +71,9 @@ int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32
     return UNLIKELY(*la & (size - 1)) ? raise_gp(c, 0) : ST_OK;
 }
 
-int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align)
+int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align, int access)
 {
     uint64_t la, room;
-    if (LIKELY(!alignment_checked(c)) || seg_check(c, seg, off, 1, ACC_R, &la, &room)) return ST_OK;
+    if (LIKELY(!alignment_checked(c)) || seg_check(c, seg, off, 1, access, &la, &room)) return ST_OK;
     return la & (align - 1) ? raise_error(c, EXC_AC, 0) : ST_OK;
 }

@@ -129,6 +129,13 @@ static uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
     return NULL;
 }
 
+/* Readable, but not bytes that a case chooses. */
+static bool foreign(struct maker *m, uint64_t la, uint32_t size)
+{
+    uint64_t off = la - HIGH < ARENA_SIZE + 512 ? la - HIGH : la - MID < ARENA_SIZE + 512 ? la - MID : la - LOW;
+    return off < ARENA_SIZE && !mem_at(m, la, size);
+}
+
 static void set_reg(struct maker *m, uint32_t reg, uint64_t v)
 {
     if (!(m->pinned >> reg & 1)) m->t->in.gpr[reg] = v;
@@ -444,6 +451,9 @@ static bool apply_roles(struct maker *m)
         break;
     default: break;
     }
+    bool chosen = op == OP_call_ind || op == OP_jmp_ind || is_mnemonic(t, "ldmxcsr") || is_mnemonic(t, "fxrstor");
+    if (t->d.is_mem && chosen && foreign(m, m->target, is_mnemonic(t, "fxrstor") ? 512 : is_mnemonic(t, "ldmxcsr") ? 4 : t->d.osize))
+        return false;
     uint8_t k0 = row_forms[t->row].k[0];
     if ((k0 == Jb || k0 == Jz) && !landing_ok(t, truncate_to(next + t->d.imm, t->bits == 64 ? 8 : t->d.osize))) return false;
     if (is_mnemonic(t, "popf")) {
@@ -499,7 +509,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         if (rnd_one(r, 200) && !(f->attr & A_LOCK)) q.lock = true;
         t->bits = (uint8_t)k->bits;
         t->in.rip = q.ip;
-        q.target = MID + pick_offset(r, 16, true);
+        q.target = MID + pick_offset(r, strstr(f->id, "fx") == f->id ? 512 : 16, true);
         t->length = (uint8_t)encode_row(r, &q, t->bytes);
         int st = decode(t->bytes, 15, k->bits, true, ~0ull, &t->d);
         if (q.lock && st == DECODE_UD) t->d.length = t->length; /* an illegal LOCK is a case too */
