@@ -65,7 +65,7 @@ int lwrite_check(struct kvs_vcpu *c, uint64_t la, uint32_t size, int how);
 
 /* Logical address to linear: segment type, limit, canonical and alignment checks. (segment.c)
  * seg bit 7 (INSN_FAST): off is linear already; only the canonical check (#SS for SEG_SS) remains.
- * #AC (CPL 3, CR0.AM, EFLAGS.AC) is checked here by the size of a single datum: 2, 4, 8, 10, 16. */
+ * #AC (CPL 3, CR0.AM, EFLAGS.AC) is checked here by the size of a single datum: 2, 4, 8, 10. */
 int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);
 /* The same for operands that must be aligned to their size, a power of two: #GP(0), never #AC. */
 int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);

@@ -50,7 +50,7 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
 /* SDM 3A "Alignment Requirements by Data Type" */
 static inline uint32_t alignment_mask(uint32_t size)
 {
-    return size == 2 || size == 4 || size == 8 || size == 16 ? size - 1 : size == 10 ? 7 : 0;
+    return size == 2 || size == 4 || size == 8 ? size - 1 : size == 10 ? 7 : 0;
 }
 
 int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la)

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-static struct { uint64_t cases, seed, keep; const char *only; bool verbose, host_only; } options = { 100, 1, 5, NULL, false, false };
+static struct { uint64_t cases, seed, keep; const char *only; bool verbose, host_only; } options = { 300, 1, 5, NULL, false, false };
 static struct {
     uint64_t cases, differences, faults, combos, ungenerated;
     uint64_t row_cases[ROW_COUNT], row_differences[ROW_COUNT];
