@@ -38,6 +38,16 @@ int vwrite(struct kvs_vcpu *c, uint32_t seg, uint64_t off, const void *data, uin
     memcpy(operand(off), data, size);
     return ST_OK;
 }
+int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la)
+{
+    *la = off;
+    return ST_OK;
+}
+int seg_check_alignment(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t align, int access) { return ST_OK; }
+int lwrite_check(struct kvs_vcpu *c, uint64_t la, uint32_t size, int how)
+{
+    return fault_memory ? raise_vector(c, EXC_PF) : ST_OK;
+}
 
 /* ---- the x87 rows of the table ---- */
 struct test_row { const char *name; kvs_handler fn; uint8_t byte, modrm; bool memory; uint8_t k0, k1; };
