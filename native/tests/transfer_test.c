@@ -810,6 +810,103 @@ static void test_tasks(void)
     FAULTS("\xea\x00\x00\x00\x00\x70\x00", EXC_GP, TSS2_SEL);
 }
 
+/* ---- when interrupts come ---- */
+
+static void pend(uint8_t vector)
+{
+    CHECK_EQ(msr_write(c, 0x1b, 0xfee00900, false), 0);
+    CHECK_EQ(msr_write(c, 0x1b, 0xfee00d00, false), 0); /* x2APIC */
+    CHECK_EQ(msr_write(c, 0x80f, 0x1ff, false), 0);
+    CHECK_EQ(msr_write(c, 0x83f, vector, false), 0); /* SELF IPI */
+}
+
+static void test_windows(void)
+{
+    /* STI lets one more instruction pass; so does MOV SS, and it holds NMIs too. */
+    be_long(0);
+    pend(0x60);
+    RUN_N("\xfb\x90\x90", 3);
+    CHECK(faulted(0x60));
+    CHECK_EQ(stack64(0), CODE + 2);
+    be_long(0);
+    pend(0x60);
+    RUN_N("\xfb\xfa\x90\x90", 4); /* STI, CLI: none */
+    CHECK_EQ(c->rip, CODE + 4);
+    be_long(0);
+    pend(0x60);
+    c->eflags |= FLAG_IF;
+    RUN("\x90");
+    CHECK(faulted(0x60));
+    CHECK_EQ(stack64(0), CODE);
+    CHECK(!(c->eflags & FLAG_IF));
+    be_long(0);
+    c->gpr[RAX] = DATA0;
+    RUN("\x8e\xd0"); /* mov ss */
+    atomic_store(&c->nmi_pending, true);
+    vcpu_request(c, REQ_EVENT);
+    run_at(CODE + 2, 2);
+    CHECK(faulted(EXC_NMI));
+    CHECK_EQ(stack64(0), CODE + 3);
+    CHECK(c->nmi_masked);
+    atomic_store(&c->nmi_pending, true);
+    vcpu_request(c, REQ_EVENT);
+    run_at(c->rip, 2);
+    CHECK_EQ(c->rip, HANDLERS + 16 * EXC_NMI + 3); /* masked until IRET */
+    memcpy(ram + HANDLERS + 0x200, "\x48\xcf", 2);
+    block_cache_flush(c);
+    run_at(HANDLERS + 0x200, 2);
+    CHECK(faulted(EXC_NMI));
+    CHECK_EQ(stack64(0), CODE + 3);
+    /* The task priority holds interrupts below it; lowering CR8 lets them in. */
+    be_long(0);
+    c->eflags |= FLAG_IF;
+    c->gpr[RAX] = 8;
+    RUN("\x44\x0f\x22\xc0");
+    pend(0x60);
+    RUN_N("\x90\x31\xc0\x44\x0f\x22\xc0\x90", 4);
+    CHECK(faulted(0x60));
+    CHECK_EQ(stack64(0), CODE + 7);
+    /* HLT ends with the interrupt, whose frame points behind it. */
+    be_long(0);
+    pend(0x60);
+    RUN_N("\xfb\xf4\x90", 3);
+    CHECK(faulted(0x60));
+    CHECK_EQ(stack64(0), CODE + 2);
+}
+
+static void test_syscall_edges(void)
+{
+    /* AMD: SYSRET to a non-canonical RCX faults in user mode. */
+    be_long(0);
+    c->msr_star = (uint64_t)0x0013 << 48;
+    c->gpr[RCX] = 0x0000800000000000ull;
+    c->gpr[R11] = 2;
+    RUN_N("\x48\x0f\x07", 2);
+    CHECK(faulted(EXC_GP));
+    CHECK_EQ(stack64(0), 0);
+    CHECK_EQ(stack64(1), 0x0000800000000000ull);
+    CHECK_EQ(stack64(2), 0x23);
+    /* SYSCALL with TF masked by SFMASK is not stepped; SYSRET that sets TF is, one instruction later. */
+    be_long(3);
+    c->msr_star = (uint64_t)0x0013 << 48 | (uint64_t)CODE64 << 32;
+    c->msr_lstar = TARGET;
+    c->msr_sfmask = FLAG_TF;
+    c->eflags |= FLAG_TF;
+    memcpy(ram + TARGET, "\x90\x48\x0f\x07", 4);
+    RUN_N("\x0f\x05\x90\x90", 5);
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE + 3);
+    CHECK_EQ(stack64(1), 0x23);
+    /* POPF that clears TF is still stepped. */
+    be_long(0);
+    c->eflags |= FLAG_TF;
+    st64(ram + c->gpr[RSP], 2);
+    RUN_N("\x9d\x90", 2);
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE + 1);
+    CHECK(!(stack64(2) & FLAG_TF));
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
@@ -823,6 +920,8 @@ int main(void)
     test_segments();
     test_syscall();
     test_tasks();
+    test_windows();
+    test_syscall_edges();
     machine_destroy();
     return checks_report();
 }
