@@ -89,6 +89,8 @@ public sealed partial class VirtualMachine
             {
                 CoreState.LoadChips(_handle, state);
             }
+            // Setting the clock's MSRs has written to the pages that the guest reads the time from.
+            MemoryImage.Load(Memory, state, again: true);
         }
         catch (ArgumentOutOfRangeException e)
         {

@@ -72,7 +72,10 @@ internal static class MemoryImage
     }
 
     /// <summary>Makes memory what it was; pages that are right already are not touched.</summary>
-    internal static unsafe void Load(GuestMemory memory, MachineState state)
+    /// <param name="memory">The memory.</param>
+    /// <param name="state">The state.</param>
+    /// <param name="again">Whether it was loaded before, so that only kept pages need a look.</param>
+    internal static unsafe void Load(GuestMemory memory, MachineState state, bool again = false)
     {
         var zero = new byte[PageSize];
         var emptyBitmap = new byte[BitmapSize];
@@ -82,6 +85,10 @@ internal static class MemoryImage
             for (ulong start = 0; start < slot.Size; start += PieceSize)
             {
                 var address = slot.Address + start;
+                if (again && !pieces.ContainsKey($"{Prefix}{address.Value:x}"))
+                {
+                    continue;
+                }
                 var data = pieces.TryGetValue($"{Prefix}{address.Value:x}", out var found) ? found.Span : emptyBitmap;
                 var pages = (int)(Math.Min(PieceSize, slot.Size - start) / PageSize);
                 var next = BitmapSize;
@@ -92,6 +99,10 @@ internal static class MemoryImage
                     {
                         wanted = data.Slice(next, PageSize);
                         next += PageSize;
+                    }
+                    else if (again)
+                    {
+                        continue;
                     }
                     var current = new ReadOnlySpan<byte>(slot.HostAddress + start + (ulong)i * PageSize, PageSize);
                     if (!current.SequenceEqual(wanted))
