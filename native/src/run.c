@@ -190,7 +190,7 @@ static enum verdict halted(struct kvs_vcpu *c)
     }
     c->stats.halts++;
     if (is_virtual_clock(c)) {
-        uint64_t deadline = clock_next_deadline(c->vm), now = clock_now(c->vm);
+        uint64_t deadline = clock_next_deadline(c->vm), now = vcpu_retired(c) + c->vm->idle_ns;
         if (deadline != CLOCK_NEVER) {
             if (deadline > now) c->vm->idle_ns += deadline - now;
             clock_set_virtual(c->vm, max_u64(deadline, now));
