@@ -197,7 +197,8 @@ static void address(const struct decoded *d, uint32_t mode, uint16_t off, struct
     out->disp = (int32_t)disp;
     if (d->op == OP_lea) return; /* an offset: no segment base */
     if ((mode & MODE_SIZE) != MODE_64 || d->asize != 8 || !(mode & MODE_FLAT)) return;
-    if (d->seg != SEG_FS && d->seg != SEG_GS) {
+    /* LEA and its like compute an offset: no segment base. */
+    if ((d->seg != SEG_FS && d->seg != SEG_GS) || (d->attr & A_NOFAULT)) {
         out->seg = d->seg | INSN_FAST;
         return;
     }
