@@ -12,6 +12,13 @@
 #include "interp/x87.h"
 #include "irqchip/irqchip.h"
 
+OP(movs);
+OP(stos);
+OP(lods);
+OP(cmps);
+OP(scas);
+OP(ins);
+OP(outs);
 OP(int_n);
 OP(int3);
 OP(into);
@@ -304,6 +311,36 @@ static bool entered_handler(const struct kvs_vcpu *c, kvs_handler fn)
     return !(c->eflags & FLAG_TF) && (fn == op_int_n || fn == op_int3 || fn == op_into || fn == op_int1 || fn == op_syscall);
 }
 
+static bool is_string(kvs_handler fn)
+{
+    return fn == op_movs || fn == op_stos || fn == op_lods || fn == op_cmps || fn == op_scas || fn == op_ins || fn == op_outs;
+}
+
+/*
+ * SDM 3B "Single-Step Exception Condition": a repeated string instruction traps after each iteration.
+ * It runs with a count of 1; *more: it goes on at its own RIP and has not retired.
+ */
+static int step_iteration(struct kvs_vcpu *c, const struct kvs_insn *i, bool *more)
+{
+    uint32_t asize = INSN_ASIZE(i);
+    uint64_t rcx = c->gpr[RCX], count = reg_get(c, RCX, asize);
+    *more = false;
+    if (count < 2) return i->fn(c, i, 1);
+    reg_set(c, RCX, asize, 1);
+    int st = i->fn(c, i, 1);
+    if (st == ST_FAULT || st == ST_EXIT || st == ST_AGAIN) {
+        c->gpr[RCX] = rcx;
+        return st;
+    }
+    reg_set(c, RCX, asize, count - 1);
+    bool zf = flags_status(c) & FLAG_ZF, compares = i->fn == op_cmps || i->fn == op_scas;
+    if (compares && zf != ((i->flags & INSN_REPE) != 0)) return st;
+    *more = true;
+    c->rip = insn_rip(c, i);
+    c->budget++;
+    return st == ST_EXIT_DONE ? ST_EXIT_RIP : ST_LOOKUP;
+}
+
 /* One instruction by itself: single-step, breakpoints, interrupt shadow, I/O being completed, tracing. */
 static int step(struct kvs_vcpu *c)
 {
@@ -317,13 +354,20 @@ static int step(struct kvs_vcpu *c)
     int64_t rest = c->budget - 1;
     c->budget = 1;
     kvs_handler fn = b->insn[0].fn;
-    st = fn(c, b->insn, 1);
+    uint64_t next = insn_next_rip(c, b->insn);
+    bool more = false;
+    if ((tf || host_steps(c)) && b->insn[0].flags & (INSN_REPE | INSN_REPNE) && is_string(fn))
+        st = step_iteration(c, b->insn, &more);
+    else
+        st = fn(c, b->insn, 1);
     c->budget += rest;
     bool done = st != ST_FAULT && st != ST_EXIT && st != ST_AGAIN;
     if (!done) {
         if (st == ST_EXIT) c->int_shadow = shadow; /* the instruction comes again */
         return st;
     }
+    /* SDM 3B "Single-Stepping on Branches": with BTF only what branched traps */
+    if (c->msr_debugctl & 2 && (more || c->rip == next)) tf = false;
     /* SDM 3A "Single-Step Exception Condition": TF as it was before, and none under MOV SS. */
     if (tf && c->int_shadow != 1 && !entered_handler(c, fn)) c->pending_dbg |= DR6_BS;
     return st;

@@ -269,6 +269,40 @@ static void test_debug_registers(void)
     c->eflags |= FLAG_TF;
     RUN_N("\xcd\x50", 2);
     CHECK(faulted(0x50));
+    /* REP traps after each iteration, and retires once. */
+    be_long(0);
+    c->eflags |= FLAG_TF;
+    c->gpr[RCX] = 2;
+    c->gpr[RSI] = DATA;
+    c->gpr[RDI] = DATA + 16;
+    memcpy(ram + DATA, "xy", 2);
+    RUN("\xf3\xa4\x90");
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE);
+    CHECK_EQ(c->gpr[RCX], 1);
+    CHECK_EQ(ld16(ram + DATA + 16), 'x');
+    c->eflags |= FLAG_TF;
+    run_at(CODE, 2);
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE + 2);
+    CHECK_EQ(c->gpr[RCX], 0);
+    be_long(0);
+    c->eflags |= FLAG_TF;
+    c->gpr[RCX] = 5;
+    c->gpr[RDI] = DATA;
+    c->gpr[RAX] = 'z';
+    RUN_N("\xf3\xae\x90", 2); /* repe scasb ends at once */
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE + 2);
+    CHECK_EQ(c->gpr[RCX], 4);
+    /* BTF: only branches trap, and it is off then. */
+    be_long(0);
+    c->eflags |= FLAG_TF;
+    c->msr_debugctl = 2;
+    RUN_N("\x90\x90\xeb\x02\x90\x90\x90", 4);
+    CHECK(faulted(EXC_DB));
+    CHECK_EQ(stack64(0), CODE + 6);
+    CHECK_EQ(c->msr_debugctl, 0);
     /* MOV SS defers it by one instruction. */
     be_long(0);
     c->eflags |= FLAG_TF;
