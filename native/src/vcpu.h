@@ -199,7 +199,7 @@ struct kvs_vcpu {
     struct kvs_guest_debug guest_debug;
     struct kvs_cpuid_entry2 *cpuid;
     uint32_t cpuid_count;
-    uint64_t cpuid_features;  /* FEAT_... bits of the table in use; see sys/cpuid.h */
+    uint64_t cpuid_features, cpuid_system; /* FEAT_... bits of the table in use; see sys/sys.h */
     struct kvs_vcpu_stats stats;
     struct kvs_trace_entry *trace;
     uint32_t trace_size, trace_head, trace_count;

@@ -40,6 +40,13 @@ _Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line")
 #define INSN_OSIZE(i) ((uint32_t)(i)->osize & 15)
 #define INSN_ASIZE(i) ((uint32_t)(i)->osize >> 4)
 
+/* VEX: imm holds the immediate in bits 0-7, vvvv in bits 8-11, a gather's vector index in 12-15,
+ * its scale in 16-17. */
+#define INSN_VVVV(i) ((uint32_t)((i)->imm >> 8) & 15)
+#define INSN_VINDEX(i) ((uint32_t)((i)->imm >> 12) & 15)
+#define INSN_VSCALE(i) ((uint32_t)((i)->imm >> 16) & 3)
+#define INSN_IS4(i) ((uint32_t)((i)->imm >> 4) & 15)
+
 /* The empty asm keeps gcc from computing i + 1 twice: add, then an indirect jump. */
 #define NEXT()                                                                                    \
     do {                                                                                          \

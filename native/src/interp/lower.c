@@ -24,6 +24,7 @@
 #define DECL_CMOV(name)
 #define DECL_SIMD(name)
 #define DECL_SIMD_STORE(name)
+#define DECL_VEX_SIMD(name)
 #define OPERATION(name, cls, mnem, feat, rd, wr, un) DECL_##cls(name)
 #include "../isa/isa.def"
 /* CMP and TEST only read: other forms. */
@@ -104,6 +105,7 @@ static const kvs_handler help_handlers[OP_COUNT] = {
 #define LIST_CMOV(name)
 #define LIST_SIMD(name)
 #define LIST_SIMD_STORE(name)
+#define LIST_VEX_SIMD(name)
 #define OPERATION(name, cls, mnem, feat, rd, wr, un) LIST_##cls(name)
 #include "../isa/isa.def"
 };
@@ -140,7 +142,7 @@ static bool is_byte_kind(uint32_t k)
 
 static bool is_memory_kind(uint32_t k)
 {
-    return (k >= Eb && k <= Ey) || (k >= M_ && k <= RyMd) || (k >= Wx && k <= Wb) || k == Qq || k == Qd;
+    return (k >= Eb && k <= Ey) || (k >= M_ && k <= RyMd) || (k >= Wx && k <= Wm) || k == Qq || k == Qd;
 }
 
 /* Without REX, byte registers 4-7 are AH, CH, DH, BH: byte 1 of registers 0-3. */
@@ -157,7 +159,8 @@ static uint8_t operand_register(const struct decoded *d, uint32_t k)
     case Gb: return byte_offset(d, d->reg);
     case Zb: return byte_offset(d, z);
     case Zv: return (uint8_t)z;
-    case Gw: case Gd: case Gq: case Gv: case Gy: case Cr: case Dr: case Vx: return d->reg;
+    case Gw: case Gd: case Gq: case Gv: case Gy: case Cr: case Dr: case Vx: case Vl: return d->reg;
+    case Hx: case Hl: case By: return d->vvvv;
     case Sw: case Pq: return d->reg & 7;
     case Qq: case Qd: case Nq: case STi: return d->rm & 7;
     case AL_: case AX_: case rAX: case eAX_: case ST0_: case XMM0_: return 0;
@@ -180,12 +183,28 @@ static uint8_t operand_field(const struct decoded *d, uint32_t k)
     return d->is_mem && is_memory_kind(k) ? INSN_MEM : operand_register(d, k);
 }
 
+static bool has_vector_index(const struct decoded *d) { return isa_row[d->row].k[1] == Mvd || isa_row[d->row].k[1] == Mvq; }
+
+/* The second operand is the first one after the destination that VEX.vvvv does not name. */
+static void vex_operands(const struct decoded *d, struct kvs_insn *out)
+{
+    const uint8_t *k = isa_row[d->row].k;
+    uint32_t n = k[1] == Hx || k[1] == Hl || k[1] == By ? 2 : 1;
+    out->src = operand_field(d, k[n]);
+    out->imm = (d->imm & 0xff) | (uint64_t)d->vvvv << 8;
+    if (has_vector_index(d)) out->imm |= (uint64_t)(d->index == NO_INDEX ? 4 : d->index) << 12 | (uint64_t)d->scale << 16;
+}
+
 static void address(const struct decoded *d, uint32_t mode, uint16_t off, struct kvs_insn *out)
 {
     int64_t disp = d->disp;
     out->base = d->base;
     out->index = d->index;
     out->scale = d->scale;
+    if (has_vector_index(d)) {
+        out->index = NO_INDEX;
+        out->scale = 0;
+    }
     out->seg = d->seg;
     if (d->rip_relative) {
         disp += off + d->length;
@@ -308,6 +327,7 @@ void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t 
     out->flags = (uint8_t)(d->cond | (d->rep == 0xf3 ? INSN_REPE : d->rep == 0xf2 ? INSN_REPNE : 0) | (d->lock ? INSN_LOCK : 0));
     out->dst = operand_field(d, k[0]);
     out->src = operand_field(d, k[1]);
+    if (d->vex) vex_operands(d, out);
     if (d->is_mem) address(d, mode, off, out);
     if (d->attr & A_X87) out->imm = (d->opcode & 7u) << 8 | d->modrm; /* FOP */
     kvs_handler h = unavailable(d, mode);

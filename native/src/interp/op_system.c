@@ -423,15 +423,18 @@ OPX(wbinvd)
     REQUIRE_CPL0(c);
     return ST_OK;
 }
-OPX(clflush)
+/* SDM 2 "CLFLUSH", "CLWB": fault like a byte load, and then there is no cache to flush. */
+static int flush_line(struct kvs_vcpu *c, const struct kvs_insn *i)
 {
-    /* SDM 2 "CLFLUSH": faults like a byte load, and then there is no cache to flush */
     uint64_t la;
     struct translation t;
     int st = seg_to_linear(c, i->seg, insn_offset(c, i), 1, ACC_R, &la);
     if (st != ST_OK) return st;
     return mmu_walk(c, la, ACC_R, c->cpl == 3, c->eflags & FLAG_AC, false, &t);
 }
+OPX(clflush) { return flush_line(c, i); }
+OPX(clflushopt) { return flush_line(c, i); }
+OPX(clwb) { return flush_line(c, i); }
 
 /* ---- identification, time, MSRs ---- */
 

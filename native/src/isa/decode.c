@@ -63,6 +63,15 @@ static enum group group_of(uint32_t map, uint32_t opcode)
         case 0xba: return G0FBA;
         case 0xc7: return G0FC7;
         }
+    } else if (map == V1) {
+        switch (opcode) {
+        case 0x71: return GV71;
+        case 0x72: return GV72;
+        case 0x73: return GV73;
+        case 0xae: return GVAE;
+        }
+    } else if (map == V2 && opcode == 0xf3) {
+        return GVF3;
     }
     return G_NONE;
 }
@@ -78,11 +87,13 @@ static bool row_has_modrm(uint32_t row)
     return kind_has_modrm(r->k[0]) || kind_has_modrm(r->k[1]) || kind_has_modrm(r->k[2]);
 }
 
+static bool offered(uint64_t features, uint32_t feature) { return feature == FEAT_BASE || (features >> feature & 1); }
+
 static bool row_usable(uint32_t row, uint32_t bits, uint64_t features)
 {
     if (!row) return false;
     uint32_t feature = isa_op[isa_row[row].op].feature;
-    if (feature != FEAT_BASE && !((features >> feature) & 1)) return false;
+    if (!offered(features, feature)) return false;
     if (bits == 64 && (isa_row[row].attr & A_NO64)) return false;
     return bits == 64 || !(isa_row[row].attr & A_ONLY64);
 }
@@ -94,6 +105,17 @@ static uint32_t pick(struct decoded *d, const uint16_t *cell, uint32_t stride, u
     for (int pass = 0; pass < 2; pass++) {
         const uint16_t *m = cell + (pass ? ANY : pp) * stride;
         d->mandatory_prefix = !pass;
+        if (row_usable(m[modkind], bits, features)) return m[modkind];
+        if (row_usable(m[A], bits, features)) return m[A];
+    }
+    return ROW_none;
+}
+
+/* A row for either W first, then the one for this W; the exact mod before A. */
+static uint32_t pick_vex(const struct decoded *d, uint32_t pp, uint32_t modkind, uint32_t bits, uint64_t features)
+{
+    for (int pass = 0; pass < 2; pass++) {
+        const uint16_t *m = isa_vex[pass ? W0 + d->vw : WI][d->map - V1][pp][d->opcode];
         if (row_usable(m[modkind], bits, features)) return m[modkind];
         if (row_usable(m[A], bits, features)) return m[A];
     }
@@ -112,7 +134,7 @@ static uint32_t find_row(struct decoded *d, uint32_t bits, uint64_t features, ui
     enum group g = group_of(d->map, d->opcode);
     if (g != G_NONE) {
         *has_modrm = true;
-        if (modkind == R && g >= GD8) {
+        if (modkind == R && g >= GD8 && g <= GDF) {
             row = isa_fix[TD8 + (g - GD8)][modrm & 63];
             if (row_usable(row, bits, features)) return row;
         } else if (modkind == R && g == G0F01) {
@@ -121,6 +143,11 @@ static uint32_t find_row(struct decoded *d, uint32_t bits, uint64_t features, ui
         }
         row = pick(d, &isa_grp[g][0][(modrm >> 3) & 7][0], sizeof isa_grp[0][0] / sizeof(uint16_t), pp, modkind, bits, features);
         if (row) return row;
+    }
+    if (d->map >= V1) {
+        row = pick_vex(d, pp, modkind, bits, features);
+        *has_modrm = row && row_has_modrm(row);
+        return row;
     }
     if (d->map == M1 && bits == 64) {
         row = pick_enc(d, L1, pp, modkind, bits, features);
@@ -198,9 +225,10 @@ static void operand_sizes(struct decoded *d, uint32_t bits, bool taken66)
 static void immediates(struct decoded *d, struct cursor *s)
 {
     const uint8_t *k = isa_row[d->row].k;
-    for (int n = 0; n < 3; n++) {
+    for (int n = 0; n < OPERANDS; n++) {
         switch (k[n]) {
         case Ib: d->imm = take(s, 1); break;
+        case Lx: case Ll: d->imm = take(s, 1) & (d->bits == 64 ? 0xff : 0x7f); break;
         case Ibs: case Jb: d->imm = (uint64_t)(int64_t)(int8_t)take(s, 1); break;
         case Iw: d->imm = take(s, 2); break;
         case I1: d->imm = 1; break;
@@ -257,44 +285,65 @@ static void prefixes(struct decoded *d, struct cursor *s, uint32_t bits)
     }
 }
 
-/* VEX and EVEX. SDM 2A "Intel Advanced Vector Extensions", "EVEX Encoding". */
-static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, uint32_t *pp, bool *legal)
+/*
+ * VEX, and EVEX, of which nothing is offered. SDM 2A "Intel Advanced Vector Extensions (VEX)". Outside
+ * 64-bit mode there are 8 registers: what would select more is 1 there or ignored.
+ */
+static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, uint32_t bits, uint32_t *pp, bool *legal)
 {
     static const uint8_t pps[4] = { NP, P66, PF3, PF2 };
     *legal = !(d->opsize66 || d->rep || d->lock || d->rex);
     uint32_t map, payload;
+    if (first == 0x62) {
+        (void)take(s, 3);
+        d->evex = true;
+        *legal = false;
+        return;
+    }
     if (first == 0xc5) {
         payload = (uint32_t)take(s, 1);
         map = 1;
         d->rex = 0x40 | (payload & 0x80 ? 0 : 4);
-        d->vvvv = (~payload >> 3) & 15;
-        d->vl = (payload >> 2) & 1;
-        *pp = pps[payload & 3];
-        d->vex = true;
-    } else if (first == 0xc4) {
+    } else {
         uint32_t rxb = (uint32_t)take(s, 1);
         payload = (uint32_t)take(s, 1);
         map = rxb & 0x1f;
-        d->rex = (uint8_t)(0x40 | ((~rxb >> 5) & 7) | (payload & 0x80 ? 8 : 0));
-        d->vvvv = (~payload >> 3) & 15;
-        d->vl = (payload >> 2) & 1;
-        *pp = pps[payload & 3];
-        d->vex = true;
-    } else {
-        uint32_t p0 = (uint32_t)take(s, 1), p1 = (uint32_t)take(s, 1), p2 = (uint32_t)take(s, 1);
-        map = p0 & 7;
-        d->rex = (uint8_t)(0x40 | ((~p0 >> 5) & 7) | (p1 & 0x80 ? 8 : 0));
-        d->vvvv = (uint8_t)(((~p1 >> 3) & 15) | (p2 & 8 ? 0 : 16));
-        d->vl = (p2 >> 5) & 3;
-        d->evex_aaa = p2 & 7;
-        d->evex_b = p2 & 0x10;
-        d->evex_z = p2 & 0x80;
-        *pp = pps[p1 & 3];
-        d->evex = true;
-        if ((p0 & 8) || !(p1 & 4)) *legal = false;
+        d->vw = payload >> 7;
+        d->rex = (uint8_t)(0x40 | ((~rxb >> 5) & 7) | d->vw << 3);
+    }
+    d->vvvv = (~payload >> 3) & 15;
+    d->vl = (payload >> 2) & 1;
+    *pp = pps[payload & 3];
+    d->vex = true;
+    if (bits != 64) {
+        d->rex = 0;
+        d->vvvv &= 7;
     }
     if (map < 1 || map > 3) *legal = false;
     else d->map = (uint8_t)(V1 + map - 1);
+}
+
+static bool is_vvvv_kind(uint32_t k) { return k == Hx || k == Hl || k == By; }
+
+/* What is illegal about a VEX-coded row that was found. SDM 2A "VEX Encoding and the VEX.L Bit", "VEX.vvvv". */
+static bool vex_legal(const struct decoded *d, uint64_t features)
+{
+    static const uint8_t wide[FEAT_DECODED] = { [FEAT_AVX] = FEAT_AVX2, [FEAT_AES] = FEAT_VAES, [FEAT_PCLMUL] = FEAT_VPCLMUL };
+    const struct row_info *r = &isa_row[d->row];
+    bool uses_vvvv = false;
+    for (int n = 0; n < OPERANDS; n++) uses_vvvv |= is_vvvv_kind(r->k[n]);
+    if (!uses_vvvv && d->vvvv != 0) return false;
+    if ((d->attr & A_AVX) && !offered(features, FEAT_AVX)) return false;
+    if ((d->attr & A_L0) && d->vl) return false;
+    if ((d->attr & A_L1) && !d->vl) return false;
+    if ((d->attr & A_L2) && d->vl && !offered(features, wide[isa_op[d->op].feature])) return false;
+    if (r->k[1] == Mvd || r->k[1] == Mvq) {
+        /* Gathers: VSIB, and three different registers. SDM 2A "Vector SIB (VSIB) Memory Addressing" */
+        uint32_t index = d->index == NO_INDEX ? 4 : d->index;
+        if ((d->modrm & 7) != 4 || d->asize == 2) return false;
+        if (d->reg == index || d->reg == d->vvvv || index == d->vvvv) return false;
+    }
+    return true;
 }
 
 int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode, uint64_t features, struct decoded *d)
@@ -321,7 +370,7 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     } else if (d->opcode == 0xc4 || d->opcode == 0xc5 || d->opcode == 0x62) {
         /* Outside 64-bit mode these are LES, LDS and BOUND unless their ModRM says "register". */
         if (s.pos < s.count ? bits == 64 || (protected_mode && p[s.pos] >= 0xc0) : bits == 64) {
-            vector_prefix(d, &s, d->opcode, &pp, &legal);
+            vector_prefix(d, &s, d->opcode, bits, &pp, &legal);
             d->opcode = (uint8_t)take(&s, 1);
         }
     }
@@ -364,6 +413,8 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     d->length = (uint8_t)s.pos;
     if (d->lock && !((d->attr & A_LOCK) && d->is_mem)) return DECODE_UD;
     if ((d->attr & A_PROT) && !protected_mode) return DECODE_UD;
+    if ((d->attr & A_NOREP) && d->rep) return DECODE_UD;
+    if (d->vex && !vex_legal(d, features)) return DECODE_UD;
     /* LAHF and SAHF in 64-bit mode are a feature of their own; CMPXCHG16B too. */
     if (bits == 64 && (d->op == OP_lahf || d->op == OP_sahf) && !((features >> FEAT_LAHF64) & 1)) return DECODE_UD;
     if (d->op == OP_cmpxchg8b && d->osize == 8 && !((features >> FEAT_CX16) & 1)) return DECODE_UD;
@@ -375,14 +426,19 @@ uint32_t operand_size(const struct decoded *d, int n)
     switch (isa_row[d->row].k[n]) {
     case Eb: case Gb: case Zb: case Mb: case RdMb: case Ib: case Ibs: case Ob: case AL_: case CL_: case Xb: case Yb: case Wb: return 1;
     case Ew: case Gw: case Mw: case RdMw: case Iw: case AX_: case DX_: case Sw: case Ww: return 2;
-    case Ed: case Gd: case Rd: case Md: case Wd: case Qd: return 4;
-    case Eq: case Gq: case Rq: case Mq: case Wq: case Pq: case Qq: case Nq: return 8;
+    case Ed: case Gd: case Rd: case Md: case Wd: case Qd: case Mvd: return 4;
+    case Eq: case Gq: case Rq: case Mq: case Wq: case Pq: case Qq: case Nq: case Mvq: return 8;
     case Ev: case Gv: case Rv: case Zv: case Iv: case Ov: case rAX: case Xv: case Yv: return d->osize;
     case Iz: return d->osize == 2 ? 2 : 4;
-    case Ey: case Gy: case Ry: case RyMd: return (d->rex & 8) ? 8 : 4;
+    case Ey: case Gy: case Ry: case RyMd: case By: return (d->rex & 8) ? 8 : 4;
     case eAX_: case Xz: case Yz: return d->osize == 2 ? 2 : 4;
     case Cr: case Dr: return 8;
-    case Mdq: case Vx: case Wx: case Ux: case XMM0_: return 16;
+    case Mdq: case Vx: case Wx: case Ux: case XMM0_: case Hx: case Lx: return 16;
+    case Vl: case Wl: case Ul: case Hl: case Ll: case Ml: return d->vl ? 32 : 16;
+    case Wh: return d->vl ? 16 : 8;
+    case Wf: return d->vl ? 8 : 4;
+    case We: return d->vl ? 4 : 2;
+    case Wm: return d->vl ? 32 : 8;
     case Mp: return d->osize + 2u;
     case Ma: return d->osize * 2u;
     case Mt: return 10;

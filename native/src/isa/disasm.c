@@ -105,11 +105,21 @@ static void memory16(struct text *t)
     put(t, "]");
 }
 
+static void put_vector(struct text *t, uint32_t n, const char *file) { put(t, "%s%u", file, n); }
+static void put_vector_l(struct text *t, uint32_t n) { put_vector(t, n, t->d->vl ? "ymm" : "xmm"); }
+static bool has_vector_index(const struct text *t) { return t->row->k[1] == Mvd || t->row->k[1] == Mvq; }
+/* Doubleword indices of quadwords need but half a register. */
+static bool wide_index(const struct decoded *d)
+{
+    bool quadwords = isa_row[d->row].k[1] == Mvq, quadword_indices = d->opcode & 1;
+    return d->vl && !(quadwords && !quadword_indices);
+}
+
 static void memory32(struct text *t)
 {
     const struct decoded *d = t->d;
-    bool has_sib = (d->modrm & 7) == 4, has_base = d->base < 16, has_index = d->index < 16;
-    bool long_names = d->asize == 8;
+    bool has_sib = (d->modrm & 7) == 4, has_base = d->base < 16, has_index = d->index < 16 || has_vector_index(t);
+    bool long_names = d->asize == 8, vector = has_vector_index(t);
     bool disp32_only = !has_base && !d->rip_relative;
     bool need_index = has_sib && !has_base && !has_index && t->bits != 16 && d->asize == 4;
     bool bracket = has_base || need_index || (has_sib && (has_index || d->scale)) || d->rip_relative;
@@ -135,7 +145,8 @@ static void memory32(struct text *t)
     if (has_base) put_reg(t, d->base, long_names ? 8 : 4);
     if (has_sib && (d->scale || need_index || has_index || (d->base & 7) != RSP)) {
         if (has_base) put(t, "+");
-        if (has_index) put_reg(t, d->index, long_names ? 8 : 4);
+        if (vector) put_vector(t, d->index < 16 ? d->index : 4, wide_index(d) ? "ymm" : "xmm");
+        else if (has_index) put_reg(t, d->index, long_names ? 8 : 4);
         else put(t, long_names ? "riz" : "eiz");
         put(t, "*%d", 1 << d->scale);
     }
@@ -166,6 +177,7 @@ static void put_size(struct text *t, uint32_t size)
     case 8: put(t, "QWORD PTR "); break;
     case 10: put(t, "TBYTE PTR "); break;
     case 16: put(t, "XMMWORD PTR "); break;
+    case 32: put(t, "YMMWORD PTR "); break;
     default: break;
     }
 }
@@ -211,7 +223,6 @@ static void put_rm(struct text *t, uint32_t size, uint32_t memory_size)
         put_reg(t, t->d->rm, size);
     }
 }
-static void put_vector(struct text *t, uint32_t n, const char *file) { put(t, "%s%u", file, n); }
 
 static bool is(const struct text *t, const char *m) { return !strcmp(isa_op[t->d->op].mnemonic, m); }
 
@@ -228,8 +239,9 @@ static void put_operand(struct text *t, int n)
         break;
     case Ev: use_osize(t); put_rm(t, size, size); break;
     case Ew: put_rm(t, d->op == OP_lar || d->op == OP_lsl ? d->osize : size, size); break;
-    case Eb: case Ed: case Eq: case Rd: case Rq:
+    case Eb: case Ed: case Eq: case Rd:
     case Mb: case Mw: case Md: case Mq: case Mdq: case Mt: put_rm(t, size, is(t, "lddqu") || is(t, "invpcid") ? 0 : size); break;
+    case Rq: put_rm(t, t->bits == 64 ? 8 : 4, 8); break;
     case Ey: case Ry: use_rex(t, 8); put_rm(t, size, size); break;
     case RyMd: use_rex(t, 8); put_rm(t, size, 4); break;
     case RdMb: put_rm(t, 4, 1); break;
@@ -281,7 +293,18 @@ static void put_operand(struct text *t, int n)
     case ES_: case CS_: case SS_: case DS_: case FS_: case GS_: put(t, "%s", names_seg[k - ES_]); break;
     case Xb: case Xv: case Yb: case Yv: case Xz: case Yz: put_string_operand(t, k, size); break;
     case Vx: use_rex(t, 4); put_vector(t, d->reg, "xmm"); break;
-    case Wx: case Wq: case Wd: case Ww: case Wb: case Ux:
+    case Vl: put_vector_l(t, d->reg); break;
+    case Hx: put_vector(t, d->vvvv, "xmm"); break;
+    case Hl: put_vector_l(t, d->vvvv); break;
+    case By: put_reg(t, d->vvvv, size); break;
+    case Lx: put_vector(t, d->imm >> 4 & 15, "xmm"); break;
+    case Ll: put_vector_l(t, d->imm >> 4 & 15); break;
+    case Mvd: case Mvq: case Ml: put_size(t, size); put_memory(t); break;
+    case Wl: case Wm: case Ul:
+        if (d->is_mem) { put_size(t, size); put_memory(t); }
+        else put_vector_l(t, d->rm);
+        break;
+    case Wx: case Wq: case Wd: case Ww: case Wb: case Ux: case Wh: case Wf: case We:
         if (d->is_mem) { put_size(t, size); put_memory(t); }
         else { use_rex(t, 1); put_vector(t, d->rm, "xmm"); }
         break;
@@ -404,7 +427,7 @@ static void operands(struct text *t, uint32_t drop)
         put(t, t->bits == 16 ? "eax,eax" : "ax,ax");
         return;
     }
-    for (int n = 0; n < 3; n++) {
+    for (int n = 0; n < OPERANDS; n++) {
         if (t->row->k[n] == NA || (drop >> n & 1)) continue;
         if (n) put(t, ",");
         if (d->op == OP_cmpxchg8b) put(t, d->osize == 8 ? "OWORD PTR " : "QWORD PTR ");

@@ -9,6 +9,8 @@
  *   ENC(name, map, pp, opcode, mod, k0, k1, k2, attributes)       one opcode byte
  *   GRP(name, group, pp, ext, mod, k0, k1, k2, attributes)        opcode with ModRM.reg extension
  *   FIX(name, table, modrm, attributes)                           whole ModRM byte (x87, 0F 01)
+ *   VEX(name, map, pp, opcode, mod, w, k0, k1, k2, k3, attributes)    VEX-coded; w: WI any, W0, W1
+ *   VGRP(name, group, pp, ext, mod, k0, k1, k2, attributes)       VEX-coded, with ModRM.reg extension
  *
  * pp: ANY (66 is operand size, F2/F3 ignored or REP), or NP P66 PF3 PF2 as mandatory prefixes; a row
  * with the exact prefix wins over ANY. mod: A any, M memory only, R register only.
@@ -26,6 +28,7 @@ enum { F_NONE = 0, F_C = FLAG_CF, F_P = FLAG_PF, F_A = FLAG_AF, F_Z = FLAG_ZF, F
 
 enum pp { ANY, NP, P66, PF3, PF2, PP_COUNT };
 enum modkind { A, M, R, MODKIND_COUNT };
+enum vexw { WI, W0, W1, VEXW_COUNT };
 
 /* Opcode maps with one row per opcode byte. */
 enum map { M1, L1 /* one-byte opcodes that differ in 64-bit mode */, M0F, M38, M3A, V1, V2, V3, MAP_COUNT };
@@ -33,7 +36,7 @@ enum map { M1, L1 /* one-byte opcodes that differ in 64-bit mode */, M0F, M38, M
 enum group {
     G_NONE, G80, G81, G82, G83, G8F, GC0, GC1, GD0, GD1, GD2, GD3, GC6, GC7, GF6, GF7, GFE, GFF,
     G0F00, G0F01, G0F0D, G0F18, G0F1E, G0F71, G0F72, G0F73, G0FAE, G0FB9, G0FBA, G0FC7,
-    GD8, GD9, GDA, GDB, GDC, GDD, GDE, GDF, GROUP_COUNT
+    GD8, GD9, GDA, GDB, GDC, GDD, GDE, GDF, GV71, GV72, GV73, GVAE, GVF3, GROUP_COUNT
 };
 /* Tables by the whole ModRM byte (register forms). */
 enum fixtab { TD8, TD9, TDA, TDB, TDC, TDD, TDE, TDF, T0F01, FIXTAB_COUNT };
@@ -45,7 +48,8 @@ enum opkind {
     Gb, Gw, Gd, Gq, Gv, Gy,     /* ModRM.reg: GPR */
     Rv, Ry, Rd, Rq,             /* ModRM.rm: GPR, register only */
     Zb, Zv,                     /* opcode bits 0-2: GPR */
-    M_, Mb, Mw, Md, Mq, Mdq, Mp, Ma, Mt, Ms, Mf, /* memory: none, sizes, far pointer, bound pair, 80 bits, GDT image, FXSAVE area */
+    M_, Mb, Mw, Md, Mq, Mdq, Ml, Mvd, Mvq, Mp, Ma, Mt, Ms, Mf, /* memory: none, sizes (l: VEX.L), doublewords and
+                                   quadwords by vector index, far pointer, bound pair, 80 bits, GDT image, FXSAVE area */
     RdMb, RdMw, RyMd,           /* GPR 32 bits or memory of that size (PEXTR/PINSR, MOV Sreg) */
     Ib, Ibs, Iw, Iz, Iv, I1,    /* immediates: byte, sign-extended byte, 2, 2/4 sign-extended, full, constant 1 */
     Iwb,                        /* ENTER: 16-bit then 8-bit */
@@ -55,13 +59,16 @@ enum opkind {
     AL_, AX_, CL_, DX_, rAX, eAX_, /* fixed: AL, AX, CL, DX, accumulator of operand size, EAX/AX for IN/OUT */
     ES_, CS_, SS_, DS_, FS_, GS_,  /* fixed segment registers */
     Xb, Xv, Yb, Yv, Xz, Yz,     /* string operands DS:rSI and ES:rDI; z = 2 or 4 */
-    Vx,                         /* ModRM.reg: XMM */
+    Vx, Vl,                     /* ModRM.reg: XMM; l: XMM or YMM by VEX.L */
     Wx, Wq, Wd, Ww, Wb,         /* ModRM.rm: XMM or memory of 16, 8, 4, 2, 1 bytes */
-    Ux,                         /* ModRM.rm: XMM, register only */
+    Wl, Wh, Wf, We, Wm,         /* ModRM.rm: by VEX.L; XMM or memory of a half, a quarter, an eighth of that; VMOVDDUP's */
+    Ux, Ul,                     /* ModRM.rm: XMM; by VEX.L, register only */
     Pq,                         /* ModRM.reg: MMX */
     Qq, Qd,                     /* ModRM.rm: MMX or memory of 8 or 4 bytes */
     Nq,                         /* ModRM.rm: MMX, register only */
     XMM0_,                      /* fixed XMM0 */
+    Hx, Hl, By,                 /* VEX.vvvv: XMM; by VEX.L; GPR of 4 or 8 bytes by VEX.W */
+    Lx, Ll,                     /* bits 4-7 of the immediate: XMM; by VEX.L */
     ST0_, STi,                  /* x87 */
     OPKIND_COUNT
 };
@@ -86,6 +93,11 @@ enum opkind {
 #define A_HLE BIT(16)    /* XACQUIRE/XRELEASE prefixes are ignored here */
 #define A_W0OSZ BIT(17)  /* operand size is 32, or 64 with REX.W; 66 does not matter */
 #define A_BRANCH BIT(19) /* near branch: counts itself; its handler is in op_branch.c */
+#define A_AVX BIT(20)    /* #NM and #UD rules of AVX; needs FEAT_AVX too */
+#define A_L0 BIT(21)     /* #UD with VEX.L = 1 */
+#define A_L1 BIT(22)     /* #UD with VEX.L = 0 */
+#define A_L2 BIT(23)     /* the 256-bit form is a feature of its own: AVX2, VAES, VPCLMULQDQ */
+#define A_NOREP BIT(24)  /* #UD with F2 or F3 */
 #define A_NOFAULT BIT(18) /* memory operand is not accessed (LEA, NOP, prefetch, INVLPG) */
 
 enum op {
@@ -101,15 +113,19 @@ enum row {
 #define ENC(name, map, pp, opc, mod, k0, k1, k2, at) ROW_##map##_##pp##_##opc##_##mod,
 #define GRP(name, grp, pp, ext, mod, k0, k1, k2, at) ROW_##grp##_##pp##_##ext##_##mod,
 #define FIX(name, tab, mrm, at) ROW_##tab##_##mrm,
+#define VEX(name, map, pp, opc, mod, w, k0, k1, k2, k3, at) ROW_##map##_##pp##_##opc##_##mod##_##w,
+#define VGRP(name, grp, pp, ext, mod, k0, k1, k2, at) ROW_##grp##_##pp##_##ext##_##mod,
 #include "isa.def"
     ROW_COUNT
 };
 
 struct op_info { const char *mnemonic; uint32_t read, written, undefined; uint8_t cls, feature; };
-struct row_info { uint16_t op; uint8_t k[3]; uint32_t attr; };
+#define OPERANDS 4
+struct row_info { uint16_t op; uint8_t k[OPERANDS]; uint32_t attr; };
 extern const struct op_info isa_op[OP_COUNT];
 extern const struct row_info isa_row[ROW_COUNT];
-extern const uint16_t isa_enc[MAP_COUNT][PP_COUNT][256][MODKIND_COUNT];
+extern const uint16_t isa_enc[V1][PP_COUNT][256][MODKIND_COUNT];
+extern const uint16_t isa_vex[VEXW_COUNT][MAP_COUNT - V1][PP_COUNT][256][MODKIND_COUNT];
 extern const uint16_t isa_grp[GROUP_COUNT][PP_COUNT][8][MODKIND_COUNT];
 extern const uint16_t isa_fix[FIXTAB_COUNT][64];
 
@@ -124,6 +140,7 @@ enum op_class {
     EXTEND,    /* movzx movsx movsxd */
     JCC, SETCC, CMOV, /* by condition: imm low bits of the opcode */
     SIMD,      /* op_<name>_r and op_<name>_m: register and memory form of the second operand */
+    VEX_SIMD,  /* op_<name>_x_r, _x_m, _y_r, _y_m: the same for VEX.L = 0 and 1 */
     SIMD_STORE, /* op_<name>_m: memory destination; op_<name>_r where a register form exists */
 };
 
@@ -151,7 +168,7 @@ struct decoded {
     uint16_t imm2;           /* selector of a far pointer, ENTER's level */
     uint8_t cond;            /* low nibble of the opcode, for Jcc, SETcc, CMOVcc */
     bool vex, evex;
-    uint8_t vvvv, vl, evex_aaa; bool evex_b, evex_z;
+    uint8_t vvvv, vl, vw, evex_aaa; bool evex_b, evex_z; /* vw: VEX.W, also where rex leaves it out */
 };
 
 /* decode.c. bits: 16, 32 or 64. Returns DECODE_... ; on OK d->length is set.

@@ -1,7 +1,9 @@
 /* CPUID. SDM 2 "CPUID", AMD APM 3 "Obtaining Processor Information", KVM "KVM CPUID bits"
  *
- * Offered is what this core implements and nothing else; the processor presented is an AMD family 15
+ * Offered is what this core implements on this host and nothing else; the processor presented is an AMD family 15
  * one, which operating systems drive without model-specific surprises. */
+#include <cpuid.h>
+
 #include "../irqchip/irqchip.h"
 #include "transfer.h"
 
@@ -10,10 +12,10 @@ enum { EAX_, EBX_, ECX_, EDX_ };
 #define SIGNATURE 0x00060fb1u /* family 15, model 107, stepping 1 */
 #define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
                BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
-#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(23) | BIT(24) | BIT(31))
-/* FSGSBASE, SMEP, ERMS (REP MOVSB works in bulk here), INVPCID, SMAP; UMIP */
-#define EBX_7 (BIT(0) | BIT(7) | BIT(9) | BIT(10) | BIT(20))
-#define ECX_7 BIT(2)
+#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | BIT(30) | BIT(31))
+/* FSGSBASE, BMI1, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB; UMIP, RDPID */
+#define EBX_7 (BIT(0) | BIT(3) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | BIT(24))
+#define ECX_7 (BIT(2) | BIT(22))
 /* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
 #define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
 /* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
@@ -39,7 +41,7 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x40000000, .eax = 0x40000001, .ebx = 0x4b4d564b, .ecx = 0x564b4d56, .edx = 0x4d }, /* KVMKVMKVM */
     { .function = 0x40000001, .eax = (uint32_t)KVM_FEATURES },
     { .function = 0x80000000, .eax = 0x80000021, .ebx = 0x68747541, .ecx = 0x444d4163, .edx = 0x69746e65 },
-    { .function = 0x80000001, .eax = SIGNATURE, .ecx = BIT(0), .edx = (uint32_t)EDX_80000001 },
+    { .function = 0x80000001, .eax = SIGNATURE, .ecx = BIT(0) | BIT(5), .edx = (uint32_t)EDX_80000001 },
     { .function = 0x80000002, .eax = 0x536d764b, .ebx = 0x70726168, .ecx = 0x72695620, .edx = 0x6c617574 },
     { .function = 0x80000003, .eax = 0x55504320 }, /* "KvmSharp Virtual CPU" */
     { .function = 0x80000004 },
@@ -52,12 +54,68 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x80000021, .eax = BIT(2) | BIT(6) | BIT(8) },
 };
 
+static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } feature_bits[] = {
+    { FEAT_FPU, 1, EDX_, 0 }, { FEAT_VME, 1, EDX_, 1 }, { FEAT_DE, 1, EDX_, 2 }, { FEAT_PSE, 1, EDX_, 3 },
+    { FEAT_TSC, 1, EDX_, 4 }, { FEAT_MSR, 1, EDX_, 5 }, { FEAT_PAE, 1, EDX_, 6 }, { FEAT_MCE, 1, EDX_, 7 },
+    { FEAT_CX8, 1, EDX_, 8 }, { FEAT_SEP, 1, EDX_, 11 }, { FEAT_MTRR, 1, EDX_, 12 }, { FEAT_PGE, 1, EDX_, 13 },
+    { FEAT_CMOV, 1, EDX_, 15 }, { FEAT_PAT, 1, EDX_, 16 }, { FEAT_CLFLUSH, 1, EDX_, 19 }, { FEAT_MMX, 1, EDX_, 23 },
+    { FEAT_FXSR, 1, EDX_, 24 }, { FEAT_SSE, 1, EDX_, 25 }, { FEAT_SSE2, 1, EDX_, 26 },
+    { FEAT_SSE3, 1, ECX_, 0 }, { FEAT_FMA, 1, ECX_, 12 }, { FEAT_AVX, 1, ECX_, 28 }, { FEAT_F16C, 1, ECX_, 29 },
+    { FEAT_PCLMUL, 1, ECX_, 1 }, { FEAT_MONITOR, 1, ECX_, 3 }, { FEAT_SSSE3, 1, ECX_, 9 },
+    { FEAT_CX16, 1, ECX_, 13 }, { FEAT_PCID, 1, ECX_, 17 }, { FEAT_SSE41, 1, ECX_, 19 }, { FEAT_SSE42, 1, ECX_, 20 },
+    { FEAT_X2APIC, 1, ECX_, 21 }, { FEAT_MOVBE, 1, ECX_, 22 }, { FEAT_POPCNT, 1, ECX_, 23 },
+    { FEAT_TSCDEADLINE, 1, ECX_, 24 }, { FEAT_AES, 1, ECX_, 25 }, { FEAT_XSAVE, 1, ECX_, 26 }, { FEAT_RDRAND, 1, ECX_, 30 },
+    { FEAT_FSGSBASE, 7, EBX_, 0 }, { FEAT_BMI1, 7, EBX_, 3 }, { FEAT_SMEP, 7, EBX_, 7 }, { FEAT_BMI2, 7, EBX_, 8 },
+    { FEAT_INVPCID, 7, EBX_, 10 }, { FEAT_RDSEED, 7, EBX_, 18 }, { FEAT_ADX, 7, EBX_, 19 }, { FEAT_SMAP, 7, EBX_, 20 },
+    { FEAT_CLFLUSHOPT, 7, EBX_, 23 }, { FEAT_SHA, 7, EBX_, 29 }, { FEAT_UMIP, 7, ECX_, 2 }, { FEAT_AVX2, 7, EBX_, 5 },
+    { FEAT_CLWB, 7, EBX_, 24 }, { FEAT_GFNI, 7, ECX_, 8 }, { FEAT_VAES, 7, ECX_, 9 }, { FEAT_VPCLMUL, 7, ECX_, 10 },
+    { FEAT_RDPID, 7, ECX_, 22 },
+    { FEAT_XSAVEOPT, 0xd, EAX_, 0 }, { FEAT_XSAVEC, 0xd, EAX_, 1 }, { FEAT_XGETBV1, 0xd, EAX_, 2 }, { FEAT_XSAVES, 0xd, EAX_, 3 },
+    { FEAT_LAHF64, 0x80000001, ECX_, 0 }, { FEAT_LZCNT, 0x80000001, ECX_, 5 }, { FEAT_PREFETCHW, 0x80000001, ECX_, 8 },
+    { FEAT_SYSCALL, 0x80000001, EDX_, 11 }, { FEAT_NX, 0x80000001, EDX_, 20 }, { FEAT_1G, 0x80000001, EDX_, 26 },
+    { FEAT_RDTSCP, 0x80000001, EDX_, 27 }, { FEAT_LM, 0x80000001, EDX_, 29 },
+    { FEAT_AUTOIBRS, 0x80000021, EAX_, 8 },
+};
+
+static uint32_t feature_subleaf(uint32_t leaf) { return leaf == 0xd; } /* the others are in sub-leaf 0 */
+
+/*
+ * The instructions of these run as the host's own, so that only a host that has them can offer them.
+ * An operating system that does not save YMM registers makes a host without AVX. SDM 1 "Detection of AVX
+ * Instructions"
+ */
+#define HOST_VECTORS (BIT(FEAT_AVX) | BIT(FEAT_AVX2) | BIT(FEAT_FMA) | BIT(FEAT_F16C) | BIT(FEAT_VAES) | BIT(FEAT_VPCLMUL))
+#define HOST_RUN (HOST_VECTORS | BIT(FEAT_AES) | BIT(FEAT_PCLMUL) | BIT(FEAT_SHA) | BIT(FEAT_GFNI))
+uint64_t host_lacks(void)
+{
+    uint64_t lacks = HOST_RUN;
+    uint32_t r[4];
+    for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
+        if (feature_bits[k].feature >= FEAT_DECODED || !(HOST_RUN >> feature_bits[k].feature & 1)) continue;
+        if (!__get_cpuid_count(feature_bits[k].leaf, 0, &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_])) continue;
+        if (r[feature_bits[k].reg] >> feature_bits[k].bit & 1) lacks &= ~BIT(feature_bits[k].feature);
+    }
+    uint32_t xcr0 = 0, high;
+    if (__get_cpuid(1, &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_]) && r[ECX_] & BIT(27)) /* OSXSAVE */
+        __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    return (xcr0 & 6) == 6 ? lacks : lacks | HOST_VECTORS;
+}
+
 int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
 {
     uint32_t capacity = *count;
     *count = (uint32_t)ARRAY_SIZE(offered);
     if (capacity < ARRAY_SIZE(offered)) return -KVS_ERANGE;
     memcpy(entries, offered, sizeof offered);
+    uint64_t lacks = host_lacks();
+    for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
+        if (feature_bits[k].feature >= FEAT_DECODED || !(lacks >> feature_bits[k].feature & 1)) continue;
+        for (uint32_t n = 0; n < ARRAY_SIZE(offered); n++) {
+            if (entries[n].function != feature_bits[k].leaf || entries[n].index != feature_subleaf(feature_bits[k].leaf)) continue;
+            uint32_t *const out[4] = { &entries[n].eax, &entries[n].ebx, &entries[n].ecx, &entries[n].edx };
+            *out[feature_bits[k].reg] &= ~(uint32_t)BIT(feature_bits[k].bit);
+        }
+    }
     return KVS_OK;
 }
 
@@ -144,34 +202,17 @@ void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t 
     fill_dynamic(c, leaf, out);
 }
 
-static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } feature_bits[] = {
-    { FEAT_FPU, 1, EDX_, 0 }, { FEAT_VME, 1, EDX_, 1 }, { FEAT_DE, 1, EDX_, 2 }, { FEAT_PSE, 1, EDX_, 3 },
-    { FEAT_TSC, 1, EDX_, 4 }, { FEAT_MSR, 1, EDX_, 5 }, { FEAT_PAE, 1, EDX_, 6 }, { FEAT_MCE, 1, EDX_, 7 },
-    { FEAT_CX8, 1, EDX_, 8 }, { FEAT_SEP, 1, EDX_, 11 }, { FEAT_MTRR, 1, EDX_, 12 }, { FEAT_PGE, 1, EDX_, 13 },
-    { FEAT_CMOV, 1, EDX_, 15 }, { FEAT_PAT, 1, EDX_, 16 }, { FEAT_CLFLUSH, 1, EDX_, 19 }, { FEAT_MMX, 1, EDX_, 23 },
-    { FEAT_FXSR, 1, EDX_, 24 }, { FEAT_SSE, 1, EDX_, 25 }, { FEAT_SSE2, 1, EDX_, 26 },
-    { FEAT_SSE3, 1, ECX_, 0 }, { FEAT_PCLMUL, 1, ECX_, 1 }, { FEAT_MONITOR, 1, ECX_, 3 }, { FEAT_SSSE3, 1, ECX_, 9 },
-    { FEAT_CX16, 1, ECX_, 13 }, { FEAT_PCID, 1, ECX_, 17 }, { FEAT_SSE41, 1, ECX_, 19 }, { FEAT_SSE42, 1, ECX_, 20 },
-    { FEAT_X2APIC, 1, ECX_, 21 }, { FEAT_MOVBE, 1, ECX_, 22 }, { FEAT_POPCNT, 1, ECX_, 23 },
-    { FEAT_TSCDEADLINE, 1, ECX_, 24 }, { FEAT_AES, 1, ECX_, 25 }, { FEAT_XSAVE, 1, ECX_, 26 }, { FEAT_RDRAND, 1, ECX_, 30 },
-    { FEAT_FSGSBASE, 7, EBX_, 0 }, { FEAT_BMI1, 7, EBX_, 3 }, { FEAT_SMEP, 7, EBX_, 7 }, { FEAT_BMI2, 7, EBX_, 8 },
-    { FEAT_INVPCID, 7, EBX_, 10 }, { FEAT_RDSEED, 7, EBX_, 18 }, { FEAT_ADX, 7, EBX_, 19 }, { FEAT_SMAP, 7, EBX_, 20 },
-    { FEAT_CLFLUSHOPT, 7, EBX_, 23 }, { FEAT_SHA, 7, EBX_, 29 }, { FEAT_UMIP, 7, ECX_, 2 },
-    { FEAT_LAHF64, 0x80000001, ECX_, 0 }, { FEAT_LZCNT, 0x80000001, ECX_, 5 }, { FEAT_PREFETCHW, 0x80000001, ECX_, 8 },
-    { FEAT_SYSCALL, 0x80000001, EDX_, 11 }, { FEAT_NX, 0x80000001, EDX_, 20 }, { FEAT_1G, 0x80000001, EDX_, 26 },
-    { FEAT_RDTSCP, 0x80000001, EDX_, 27 }, { FEAT_LM, 0x80000001, EDX_, 29 },
-    { FEAT_AUTOIBRS, 0x80000021, EAX_, 8 },
-};
-
 void cpuid_changed(struct kvs_vcpu *c)
 {
-    uint64_t features = 0;
+    uint64_t features[2] = { 0, 0 };
     for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
-        const struct kvs_cpuid_entry2 *e = find(c, feature_bits[k].leaf, 0);
+        uint32_t feature = feature_bits[k].feature, leaf = feature_bits[k].leaf;
+        const struct kvs_cpuid_entry2 *e = find(c, leaf, feature_subleaf(leaf));
         if (!e) continue;
         const uint32_t out[4] = { e->eax, e->ebx, e->ecx, e->edx };
-        if (out[feature_bits[k].reg] >> feature_bits[k].bit & 1) features |= BIT(feature_bits[k].feature);
+        if (out[feature_bits[k].reg] >> feature_bits[k].bit & 1) features[feature / 64] |= BIT(feature % 64);
     }
-    c->cpuid_features = features;
+    c->cpuid_features = features[0] & ~host_lacks();
+    c->cpuid_system = features[1];
     if (c->blocks) vcpu_request(c, REQ_CODE_FLUSH);
 }

@@ -50,21 +50,27 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count);
 void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /* Recomputes c->cpuid_features from c->cpuid; drops decoded code. */
 void cpuid_changed(struct kvs_vcpu *c);
+/* Features whose instructions run as the host's own, less those that this host has. */
+uint64_t host_lacks(void);
 /* "AuthenticAMD" in leaf 0: where AMD and Intel differ, this decides. */
 bool cpuid_is_amd(const struct kvs_vcpu *c);
-/* Features that decoding, CR4, EFER and MSRs depend on. */
+/* What CPUID can offer. Those up to FEAT_DECODED decide about instructions and are bits of
+ * cpuid_features; the rest are bits of cpuid_system. */
 enum {
     FEAT_BASE = 0, FEAT_CX8, FEAT_CMOV, FEAT_SEP, FEAT_FPU, FEAT_MMX, FEAT_FXSR, FEAT_SSE, FEAT_SSE2,
     FEAT_SSE3, FEAT_SSSE3, FEAT_SSE41, FEAT_SSE42, FEAT_CX16, FEAT_POPCNT, FEAT_SYSCALL, FEAT_LM,
-    FEAT_LAHF64, FEAT_NX, FEAT_PGE, FEAT_PAE, FEAT_PSE, FEAT_PCID, FEAT_SMEP, FEAT_SMAP, FEAT_X2APIC,
-    FEAT_TSC, FEAT_MSR, FEAT_TSCDEADLINE, FEAT_MTRR, FEAT_PAT, FEAT_CLFLUSH, FEAT_RDTSCP, FEAT_1G,
-    FEAT_FSGSBASE, FEAT_INVPCID, FEAT_XSAVE, FEAT_MOVBE, FEAT_UMIP, FEAT_DE, FEAT_VME, FEAT_MCE,
+    FEAT_LAHF64, FEAT_NX, FEAT_PGE, FEAT_PAE, FEAT_PSE, FEAT_SMEP, FEAT_SMAP, FEAT_TSC, FEAT_MSR,
+    FEAT_CLFLUSH, FEAT_RDTSCP, FEAT_1G, FEAT_FSGSBASE, FEAT_INVPCID, FEAT_XSAVE, FEAT_MOVBE, FEAT_UMIP,
     FEAT_MONITOR, FEAT_PREFETCHW, FEAT_BMI1, FEAT_BMI2, FEAT_LZCNT, FEAT_RDRAND, FEAT_RDSEED, FEAT_CLFLUSHOPT,
-    FEAT_ADX, FEAT_PCLMUL, FEAT_AES, FEAT_SHA, FEAT_AUTOIBRS, FEAT_COUNT
+    FEAT_CLWB, FEAT_ADX, FEAT_RDPID, FEAT_XSAVEOPT, FEAT_XSAVEC, FEAT_XSAVES, FEAT_PCLMUL, FEAT_AES, FEAT_SHA,
+    FEAT_GFNI, FEAT_AVX, FEAT_AVX2, FEAT_FMA, FEAT_F16C, FEAT_VAES, FEAT_VPCLMUL, FEAT_DECODED,
+    FEAT_PCID = 64, FEAT_X2APIC, FEAT_TSCDEADLINE, FEAT_MTRR, FEAT_PAT, FEAT_DE, FEAT_VME, FEAT_MCE, FEAT_AUTOIBRS, FEAT_XGETBV1,
+    FEAT_COUNT
 };
+_Static_assert(FEAT_DECODED <= 64 && FEAT_COUNT <= 128, "two words of features");
 static inline bool has_feature(const struct kvs_vcpu *c, int feature)
 {
-    return feature == FEAT_BASE || ((c->cpuid_features >> feature) & 1);
+    return feature == FEAT_BASE || (((feature < 64 ? c->cpuid_features : c->cpuid_system) >> (feature & 63)) & 1);
 }
 
 /* ---- debug (debug.c) ---- */

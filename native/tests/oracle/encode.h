@@ -14,15 +14,16 @@ struct row_form {
     uint8_t fixed_modrm; /* with is_fixed: the whole ModRM byte */
     bool is_fixed;
     uint8_t modkind;     /* A, M or R */
-    uint8_t k[3];
+    uint8_t k[OPERANDS];
     uint32_t attr;
-    uint8_t cpuid;       /* FEAT_... */
+    bool vex;
+    uint8_t vexw;        /* WI, W0, W1 */
 };
 extern const struct row_form row_forms[ROW_COUNT];
 
 struct encode_request {
     uint32_t row, bits;   /* bits: 16, 32 or 64 */
-    uint32_t width;       /* 8 (none), 16, 32 or 64: the operand size to encode */
+    uint32_t width;       /* 8 (none), 16, 32 or 64: the operand size to encode; AVX: 8 or 16 for VEX.L = 0 or 1 */
     bool memory;          /* the memory form, where there is a choice */
     bool plain;           /* no redundant or overriding prefixes */
     bool lock, rep;       /* rep: let string instructions repeat */

@@ -22,7 +22,7 @@ const char *row_excluded(uint32_t row)
     if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
     if (has_mnemonic(row, hypervisor)) return "hypervisors change its trap";
     if (has_mnemonic(row, system)) return "system";
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < OPERANDS; i++) {
         uint8_t k = f->k[i];
         if (k == Mp || k == Ap || k == Cr || k == Dr) return "system";
     }
@@ -296,7 +296,7 @@ static void role_string(struct maker *m)
     struct rng *r = m->r;
     uint32_t as = index_size(t), size = 1;
     bool source = false, dest = false, written = t->d.op == OP_movs || t->d.op == OP_stos;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < OPERANDS; i++) {
         uint8_t k = row_forms[t->row].k[i];
         if (k == Xb || k == Xv || k == Xz) source = true;
         if (k == Yb || k == Yv || k == Yz) dest = true;
@@ -483,9 +483,10 @@ static uint32_t memory_size(const struct decoded *d)
 {
     const struct row_form *f = &row_forms[d->row];
     if (d->op == OP_cmpxchg8b) return d->osize == 8 ? 16 : 8;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < OPERANDS; i++) {
         uint8_t k = f->k[i];
-        if ((k >= Eb && k <= Ey) || (k >= Mb && k <= RyMd) || (k >= Wx && k <= Wb) || k == Qq || k == Qd || k == Ob || k == Ov)
+        if (k == Mvd || k == Mvq) return 0;
+        if ((k >= Eb && k <= Ey) || (k >= Mb && k <= RyMd) || (k >= Wx && k <= Wm) || k == Qq || k == Qd || k == Ob || k == Ov)
             return operand_size(d, i);
     }
     if (d->attr & A_X87) return 108;
@@ -506,7 +507,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         struct encode_request q = { .row = k->row, .bits = k->bits, .width = k->width, .memory = k->memory,
             .plain = rnd_one(r, 2), .rep = !rnd_one(r, 3), .ip = case_ip(slot) };
         q.lock = k->memory && (f->attr & A_LOCK) && rnd_one(r, 4);
-        if (rnd_one(r, 200) && !(f->attr & A_LOCK)) q.lock = true;
+        if (rnd_one(r, 200) && !(f->attr & A_LOCK) && !f->vex) q.lock = true;
         t->bits = (uint8_t)k->bits;
         t->in.rip = q.ip;
         q.target = MID + pick_offset(r, strstr(f->id, "fx") == f->id ? 512 : 16, true);
