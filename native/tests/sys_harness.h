@@ -184,6 +184,11 @@ static inline bool faulted(uint32_t vector)
     if (!ok) printf("  exit 0x%x rip 0x%llx cs %x\n", c->run->exit_reason, (unsigned long long)c->rip, c->seg[SEG_CS].sel);
     return ok;
 }
+static inline void push32(uint32_t v)
+{
+    c->gpr[RSP] -= 4;
+    st32(ram + c->gpr[RSP], v);
+}
 static inline uint32_t stack32(uint32_t n) { return ld32(ram + c->gpr[RSP] + 4 * n); }
 static inline uint64_t stack64(uint32_t n) { return ld64(ram + c->gpr[RSP] + 8 * n); }
 /* Bytes that fault with an error code on the (32-bit or 64-bit) stack, at the instruction itself. */

@@ -107,7 +107,8 @@ static ALWAYS_INLINE uint8_t *insn_probe(const struct kvs_vcpu *c, const struct 
     const uint64_t p##_la = (la);                                                                 \
     const struct tlb_entry *p##_e = &c->tlb->e[kind][tlb_index(p##_la)];                          \
     if (UNLIKELY((p##_la ^ p##_e->tag) > PAGE_SIZE - sizeof(T))) return slow(c, i, budget);       \
-    T *p = (T *)(uintptr_t)(p##_la + p##_e->addend)
+    typedef T p##_any __attribute__((aligned(1), may_alias)); /* guest addresses have any alignment */ \
+    p##_any *p = (p##_any *)(uintptr_t)(p##_la + p##_e->addend)
 /* With a base only, and with an index too: most operands have none. */
 #define FAST_HOST(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea_base(c, i), slow)
 #define FAST_HOST_X(T, p, kind, slow) FAST_HOST_AT(T, p, kind, insn_ea(c, i), slow)
