@@ -130,7 +130,7 @@ public sealed partial class VirtualMachine
             }
             vcpu = _vcpus[0];
         }
-        if (vcpu.InstructionCount >= instructionCount)
+        if (vcpu.ReadInstructionCount() >= instructionCount)
         {
             return true;
         }
@@ -159,7 +159,7 @@ public sealed partial class VirtualMachine
                 return false;
             }
         }
-        if (vcpu.InstructionCount < instructionCount)
+        if (vcpu.ReadInstructionCount() < instructionCount)
         {
             vcpu.SetInstructionLimit(ulong.MaxValue);
             cancellationToken.ThrowIfCancellationRequested();

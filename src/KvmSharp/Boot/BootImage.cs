@@ -29,6 +29,10 @@ public sealed class BootImage
     public static BootImage FromFile(string path)
     {
         ArgumentNullException.ThrowIfNull(path);
+        if (path.Length == 0 || path.Contains('\0', StringComparison.Ordinal))
+        {
+            throw new BootImageException(BootImageProblem.Unreadable, $"'{path.Replace('\0', '?')}' is not a file name.");
+        }
         if (Directory.Exists(path))
         {
             throw new BootImageException(BootImageProblem.Unreadable, $"'{path}' is a directory.");
@@ -47,7 +51,7 @@ public sealed class BootImage
         {
             throw new BootImageException(BootImageProblem.Unreadable, $"'{path}' does not exist.", e);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException or ArgumentException or NotSupportedException)
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException or NotSupportedException)
         {
             throw new BootImageException(BootImageProblem.Unreadable, $"'{path}' cannot be read: {e.Message}", e);
         }

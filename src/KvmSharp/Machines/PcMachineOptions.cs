@@ -62,6 +62,11 @@ public sealed record PcMachineOptions
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"A PC needs at least 2 MiB of memory, not {MemorySize} bytes.");
         }
+        if (VcpuCount is < 1 or > VirtualMachineOptions.MaxVcpuCount)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.NotSupported,
+                $"A PC has 1 to {VirtualMachineOptions.MaxVcpuCount} processors here, not {VcpuCount}.");
+        }
         if (SerialPorts.Count > 4)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A PC has at most 4 serial ports.");

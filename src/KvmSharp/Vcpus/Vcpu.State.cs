@@ -5,8 +5,28 @@ namespace KvmSharp;
 /// <content>Access to the state.</content>
 public sealed unsafe partial class Vcpu
 {
-    /// <summary>Instructions retired since the reset; a REP instruction counts once. Callable from any thread; may be a moment old.</summary>
-    public ulong InstructionCount => GetStatistics().Instructions;
+    /// <summary>
+    /// Instructions retired since the reset; a REP instruction counts once. Callable from any thread; exact while the vCPU is
+    /// outside the guest, otherwise the count at its last exit.
+    /// </summary>
+    public ulong InstructionCount
+    {
+        get
+        {
+            if (!_owner.TryEnter())
+            {
+                return GetStatistics().Instructions;
+            }
+            try
+            {
+                return ReadInstructionCount();
+            }
+            finally
+            {
+                _owner.Exit();
+            }
+        }
+    }
 
     /// <summary>The general registers.</summary>
     /// <exception cref="InvalidOperationException">The vCPU is running.</exception>
@@ -230,6 +250,15 @@ public sealed unsafe partial class Vcpu
     }
 
     internal VcpuHandle Handle => _handle;
+
+    /// <summary>The exact count, of a vCPU that is outside the guest.</summary>
+    internal ulong ReadInstructionCount()
+    {
+        using var owned = new Owned(this);
+        KvsCoreState state;
+        NativeMethods.VcpuGetCoreState(_handle, &state).ThrowIfFailed("read the instruction count");
+        return state.Retired;
+    }
 
     internal Owned TakeOwnership() => new(this);
 

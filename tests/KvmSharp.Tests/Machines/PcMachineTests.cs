@@ -1,0 +1,143 @@
+using KvmSharp.Boot;
+using KvmSharp.Devices;
+
+namespace KvmSharp.Tests.Machines;
+
+public sealed class PcMachineTests
+{
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(20);
+
+    [Fact]
+    public void MemoryHasThePcsHoles()
+    {
+        using var machine = new PcMachine(new PcMachineOptions { MemorySize = 5UL << 30 });
+        var memory = machine.VirtualMachine.Memory;
+        Assert.Equal([(0UL, 0xa0000UL), (0xc0000, (3UL << 30) - 0xc0000), (4UL << 30, 2UL << 30)],
+            memory.Slots.Select(s => (s.Address.Value, s.Size)));
+        Assert.Equal([(0UL, 0x9fc00UL, MemoryRangeKind.Usable), (0x9fc00, 0x400, MemoryRangeKind.Reserved), (0xe0000, 0x20000, MemoryRangeKind.Reserved),
+                (0x100000, (3UL << 30) - 0x100000, MemoryRangeKind.Usable), (4UL << 30, 2UL << 30, MemoryRangeKind.Usable)],
+            MemoryMap.ForPc(memory).Select(r => (r.Address.Value, r.Length, r.Kind)));
+        memory.Write((6UL << 30) - 1, (byte)1);
+        Assert.False(memory.IsBacked(6UL << 30, 1));
+    }
+
+    [Fact]
+    public void DevicesAreThereAsAskedFor()
+    {
+        using var bare = new PcMachine(new PcMachineOptions { Acpi = false, RealTimeClock = false });
+        Assert.False(bare.VirtualMachine.Ports.Read(0x70, new byte[1]));
+        Assert.False(bare.VirtualMachine.Ports.Read(0x3f8, new byte[1]));
+        Assert.False(bare.VirtualMachine.Ports.Read(0x600, new byte[2]));
+        Assert.False(bare.VirtualMachine.Ports.Read(0xe9, new byte[1]));
+        Assert.False(bare.VirtualMachine.Ports.Write(0xf4, [0]));
+        using var full = new PcMachine(new PcMachineOptions
+        {
+            SerialPorts = [null, new MemoryCharacterBackend()],
+            DebugConsole = new MemoryCharacterBackend(),
+            IsaDebugExit = true,
+        });
+        Assert.True(full.VirtualMachine.Ports.Read(0x70, new byte[1]));
+        Assert.False(full.VirtualMachine.Ports.Read(0x3f8, new byte[1]));
+        Assert.True(full.VirtualMachine.Ports.Read(0x2f8, new byte[1]));
+        Assert.True(full.VirtualMachine.Ports.Read(0x600, new byte[2]));
+        Assert.True(full.VirtualMachine.Ports.Read(0xe9, new byte[1]));
+        Assert.Null(full.SerialPorts[0]);
+        Assert.NotNull(full.SerialPorts[1]);
+    }
+
+    [Fact]
+    public async Task SoftOffIsACleanEnd()
+    {
+        // mov dx, 0x604; mov ax, 0x3400; out dx, ax
+        using var machine = Create([0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xeb, 0xfe]);
+        machine.Start();
+        Assert.Equal(new VmExit(VmExitKind.PowerOff), await machine.WaitForExitAsync().WaitAsync(Limit));
+    }
+
+    [Theory]
+    [InlineData(new byte[] { 0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xeb, 0xfe })] // 6 to port 0xcf9
+    [InlineData(new byte[] { 0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe })] // 0xfe to port 0x64
+    [InlineData(new byte[] { 0xb0, 0x01, 0xe6, 0x92, 0xeb, 0xfe })] // 1 to port 0x92
+    public async Task EveryWayToResetIsAReset(byte[] code)
+    {
+        using var machine = Create(code);
+        machine.Start();
+        Assert.Equal(VmExitKind.Reset, (await machine.WaitForExitAsync().WaitAsync(Limit)).Kind);
+    }
+
+    [Fact]
+    public void InvalidOptionsAreRefused()
+    {
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = 1 << 20 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = (64 << 20) + 1 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = ulong.MaxValue - 4095 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { VcpuCount = 2 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { VcpuCount = 0 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { Initrd = BootImage.FromBytes(new byte[1]) }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { SerialPorts = [null, null, null, null, null] }));
+        Assert.Throws<BootImageException>(() => new PcMachine(new PcMachineOptions { Kernel = BootImage.FromBytes(new byte[1000]) }));
+    }
+
+    [Fact]
+    public async Task ResetsBootAgain()
+    {
+        // An ELF kernel that resets the machine; the debug console counts the boots.
+        byte[] code = [0xb0, 0x61, 0xe6, 0xe9, 0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xeb, 0xfe];
+        var console = new MemoryCharacterBackend();
+        var options = new PcMachineOptions
+        {
+            MemorySize = 32 << 20,
+            DebugConsole = console,
+            Kernel = BootImage.FromBytes(Boot.Images.Elf(image => code.CopyTo(image, 0x1010))),
+        };
+        Assert.Equal(VmExitKind.Reset, (await PcMachine.RunAsync(options with { NoReboot = true }).WaitAsync(Limit)).Kind);
+        Assert.Equal("a", console.GetOutputText());
+        using var source = new CancellationTokenSource();
+        var run = PcMachine.RunAsync(options, source.Token);
+        Assert.True(console.WaitForOutput("aaaa", Limit) > 0);
+        await source.CancelAsync();
+        Assert.Equal(VmExitKind.Stopped, (await run.WaitAsync(Limit)).Kind);
+    }
+
+    [Fact]
+    public void AcpiTablesAddUp()
+    {
+        using var machine = new PcMachine(new PcMachineOptions { SerialPorts = [new MemoryCharacterBackend()] });
+        var memory = machine.VirtualMachine.Memory;
+        Assert.Equal(0x2052_5450_2044_5352u, memory.Read<ulong>(0xe0000)); // "RSD PTR "
+        Assert.Equal(0, Sum(0xe0000, 20));
+        Assert.Equal(0, Sum(0xe0000, 36));
+        var xsdt = memory.Read<ulong>(0xe0000 + 24);
+        var rsdt = memory.Read<uint>(0xe0000 + 16);
+        Assert.Equal("XSDT", Signature(xsdt));
+        Assert.Equal("RSDT", Signature(rsdt));
+        var tables = Enumerable.Range(0, (int)(memory.Read<uint>(xsdt + 4) - 36) / 8).Select(i => memory.Read<ulong>(xsdt + 36 + (ulong)i * 8)).ToList();
+        Assert.Equal(["FACP", "APIC"], tables.Select(Signature));
+        Assert.Equal(tables[0], memory.Read<uint>(rsdt + 36));
+        var dsdt = memory.Read<uint>(tables[0] + 40);
+        Assert.Equal(dsdt, memory.Read<ulong>(tables[0] + 140));
+        Assert.Equal("DSDT", Signature(dsdt));
+        Assert.Equal("FACS", Signature(memory.Read<uint>(tables[0] + 36)));
+        Assert.Equal(0u, memory.Read<uint>(tables[0] + 36) % 64);
+        foreach (var table in (ulong[])[xsdt, rsdt, dsdt, .. tables])
+        {
+            Assert.Equal(0, Sum(table, memory.Read<uint>(table + 4)));
+        }
+
+        byte Sum(ulong address, uint length)
+        {
+            var bytes = new byte[length];
+            memory.Read(address, bytes);
+            return (byte)bytes.Sum(b => b);
+        }
+
+        string Signature(ulong address) => System.Text.Encoding.ASCII.GetString(BitConverter.GetBytes(memory.Read<uint>(address)));
+    }
+
+    private static PcMachine Create(byte[] code)
+    {
+        var machine = new PcMachine(new PcMachineOptions { MemorySize = 2 << 20 });
+        FlatLoader.Load(machine.VirtualMachine.Memory, machine.VirtualMachine.Vcpus[0], BootImage.FromBytes(code), 0x10000);
+        return machine;
+    }
+}
