@@ -8,6 +8,7 @@
 #include "interp/interp.h"
 #include "interp/x87.h"
 #include "irqchip/irqchip.h"
+#include "sys/xstate.h"
 
 /* The vCPU must be at rest: not running, no instruction half done. */
 static int32_t take(struct kvs_vcpu *c)
@@ -198,9 +199,7 @@ KVS_API int32_t kvs_vcpu_set_fpu(struct kvs_vcpu *c, const struct kvs_fpu *f)
     return give(c, KVS_OK);
 }
 
-/* The XSAVE area: FXSAVE image, then the header with XSTATE_BV. SDM 1 "XSAVE Area" */
-#define XSAVE_XMM 160
-#define XSAVE_HEADER 512
+/* The XSAVE area in the standard format. AVX is there when the CPUID table has it. SDM 1 "XSAVE Area" */
 KVS_API int32_t kvs_vcpu_get_xsave(struct kvs_vcpu *c, struct kvs_xsave *x)
 {
     TAKE(c, x);
@@ -215,8 +214,10 @@ KVS_API int32_t kvs_vcpu_get_xsave(struct kvs_vcpu *c, struct kvs_xsave *x)
     st32(p + 24, c->fpu.mxcsr);
     st32(p + 28, MXCSR_ALLOWED);
     for (uint32_t n = 0; n < 8; n++) memcpy(p + 32 + n * 16, c->fpu.r[((c->fpu.fsw >> 11) + n) & 7], 10);
-    for (uint32_t n = 0; n < 16; n++) memcpy(p + XSAVE_XMM + n * 16, c->fpu.vec[n], 16);
-    st64(p + XSAVE_HEADER, 3);
+    for (uint32_t n = 0; n < 16; n++) memcpy(p + XSTATE_XMM + n * 16, c->fpu.vec[n], 16);
+    st64(p + XSTATE_HEADER, xcr0_allowed(c));
+    if (has_feature(c, FEAT_AVX))
+        for (uint32_t n = 0; n < 16; n++) memcpy(p + XSTATE_YMM + n * 16, c->fpu.vec[n] + 16, 16);
     return give(c, KVS_OK);
 }
 
@@ -224,10 +225,10 @@ KVS_API int32_t kvs_vcpu_set_xsave(struct kvs_vcpu *c, const struct kvs_xsave *x
 {
     TAKE(c, x);
     const uint8_t *p = (const uint8_t *)x->region;
-    uint64_t bv = ld64(p + XSAVE_HEADER);
-    if ((bv & ~3ull) || ld64(p + XSAVE_HEADER + 8) || (ld32(p + 24) & ~MXCSR_ALLOWED)) return give(c, -KVS_EINVAL);
+    uint64_t bv = ld64(p + XSTATE_HEADER);
+    if ((bv & ~xcr0_allowed(c)) || ld64(p + XSTATE_HEADER + 8) || (ld32(p + 24) & ~MXCSR_ALLOWED)) return give(c, -KVS_EINVAL);
     struct kvs_fpu f = { .fcw = 0x37f, .mxcsr = 0x1f80 };
-    if (bv & 1) {
+    if (bv & XSTATE_X87) {
         f.fcw = ld16(p);
         f.fsw = ld16(p + 2);
         f.ftwx = p[4];
@@ -236,11 +237,14 @@ KVS_API int32_t kvs_vcpu_set_xsave(struct kvs_vcpu *c, const struct kvs_xsave *x
         f.last_dp = ld64(p + 16);
         for (uint32_t n = 0; n < 8; n++) memcpy(f.fpr[n], p + 32 + n * 16, 16);
     }
-    if (bv & 2) {
-        f.mxcsr = ld32(p + 24);
-        for (uint32_t n = 0; n < 16; n++) memcpy(f.xmm[n], p + XSAVE_XMM + n * 16, 16);
-    }
+    if (bv & (XSTATE_SSE | XSTATE_AVX)) f.mxcsr = ld32(p + 24);
+    if (bv & XSTATE_SSE)
+        for (uint32_t n = 0; n < 16; n++) memcpy(f.xmm[n], p + XSTATE_XMM + n * 16, 16);
     fpu_load(c, &f);
+    for (uint32_t n = 0; n < 16; n++) {
+        if (bv & XSTATE_AVX) memcpy(c->fpu.vec[n] + 16, p + XSTATE_YMM + n * 16, 16);
+        else memset(c->fpu.vec[n] + 16, 0, 16);
+    }
     return give(c, KVS_OK);
 }
 
@@ -255,8 +259,10 @@ KVS_API int32_t kvs_vcpu_get_xcrs(struct kvs_vcpu *c, struct kvs_xcrs *x)
 KVS_API int32_t kvs_vcpu_set_xcrs(struct kvs_vcpu *c, const struct kvs_xcrs *x)
 {
     TAKE(c, x);
-    /* XSAVE is not offered yet, so XCR0 keeps its reset value. */
-    if (x->nr_xcrs > 1 || x->flags || (x->nr_xcrs && (x->xcrs[0].xcr || x->xcrs[0].value != 1))) return give(c, -KVS_EINVAL);
+    if (x->nr_xcrs > 1 || x->flags || (x->nr_xcrs && (x->xcrs[0].xcr || !xcr0_legal(c, x->xcrs[0].value))))
+        return give(c, -KVS_EINVAL);
+    if (x->nr_xcrs) c->xcr0 = x->xcrs[0].value;
+    vcpu_update_mode(c);
     return give(c, KVS_OK);
 }
 

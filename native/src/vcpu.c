@@ -24,6 +24,7 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     if ((c->fpu.mxcsr & MXCSR_MASKS) != MXCSR_MASKS) m |= MODE_SSE_TRAPS;
     if (is_protected(c) && !is_v86(c)) m |= MODE_PROTECTED;
     if (c->cpl == 3) m |= MODE_USER;
+    if (!(c->cr4 & CR4_OSXSAVE) || (c->xcr0 & 6) != 6) m |= MODE_AVX_UD;
     c->mode = m;
     c->jc_key = (c->jc_key & ~0xffffull) | m;
     c->tlb = &c->tlb_classes[c->cpl == 3 ? TLB_USER : c->eflags & FLAG_AC ? TLB_SUPER_AC : TLB_SUPER];

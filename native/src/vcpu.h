@@ -64,6 +64,7 @@ enum {
     MODE_SSE_TRAPS = 1 << 10, /* an SSE exception is unmasked in MXCSR: checked FP handlers */
     MODE_PROTECTED = 1 << 11, /* CR0.PE and not virtual-8086 */
     MODE_USER = 1 << 12,     /* CPL 3 */
+    MODE_AVX_UD = 1 << 13,   /* !CR4.OSXSAVE, or XCR0 has not both SSE and AVX */
 };
 
 /* No block holds more instructions than this; with less budget left the run loop goes block by block. */
@@ -104,9 +105,9 @@ struct fpu {
 
 /* Bytes of one instruction's device reads, so that it can be restarted. */
 struct replay_entry { uint64_t addr; uint64_t data; uint8_t size; uint8_t is_port; };
-#define REPLAY_MAX 80
+#define REPLAY_MAX 112
 struct mmio_write { uint64_t gpa; uint64_t data; uint8_t size; };
-#define MMIO_WRITES_MAX 80
+#define MMIO_WRITES_MAX 112
 
 /* The piece of a memory operand inside one page, translated. */
 struct mem_part {

@@ -307,7 +307,8 @@ static kvs_handler unavailable(const struct decoded *d, uint32_t mode)
     if ((d->attr & A_X87) && (mode & MODE_X87_NM)) return op_nm;
     if ((d->attr & A_MMX) && (mode & MODE_MMX_UD)) return op_ud;
     if ((d->attr & A_SSE) && (mode & MODE_SSE_UD)) return op_ud;
-    if ((d->attr & (A_MMX | A_SSE)) && (mode & MODE_SIMD_NM)) return op_nm;
+    if ((d->attr & A_AVX) && (mode & MODE_AVX_UD)) return op_ud;
+    if ((d->attr & (A_MMX | A_SSE | A_AVX)) && (mode & MODE_SIMD_NM)) return op_nm;
     return NULL;
 }
 

@@ -5,7 +5,7 @@
 
 /* ---- MXCSR ---- */
 /* Rewritten masks choose other handlers for floating point: the block ends when that changes. */
-static int load_mxcsr(struct kvs_vcpu *c, uint32_t value)
+int load_mxcsr(struct kvs_vcpu *c, uint32_t value)
 {
     uint32_t mode = c->mode;
     mxcsr_write(c, value);
@@ -43,19 +43,14 @@ static int fx_address(struct kvs_vcpu *c, const struct kvs_insn *i, int access, 
     return simd_address(c, i, insn_offset(c, i), 512, access, 15, 3, la);
 }
 
-OPX(fxsave)
+void fx_put_x87(const struct kvs_vcpu *c, bool wide, uint8_t *area)
 {
-    UNUSED_OPARGS;
-    _Alignas(16) uint8_t area[512] = { 0 };
     const struct fpu *f = &c->fpu;
-    uint64_t la;
-    int st = fx_address(c, i, ACC_W, &la);
-    if (st != ST_OK) return st;
     st16(area, f->fcw);
     st16(area + 2, f->fsw);
     area[4] = f->tags;
     st16(area + 6, f->fop & 0x7ff);
-    if (INSN_OSIZE(i) == 8) {
+    if (wide) {
         st64(area + 8, f->fip);
         st64(area + 16, f->fdp);
     } else {
@@ -64,39 +59,20 @@ OPX(fxsave)
         st32(area + 16, (uint32_t)f->fdp);
         st16(area + 20, f->fds);
     }
-    st32(area + 24, mxcsr_read(c));
-    st32(area + 28, MXCSR_WRITABLE);
     uint32_t top = f->fsw >> 11 & 7;
     for (uint32_t k = 0; k < 8; k++) memcpy(area + 32 + 16 * k, f->r[(top + k) & 7], 10);
-    for (uint32_t k = 0; k < 16; k++) memcpy(area + FX_BASE + 16 * k, f->vec[k], 16);
-    /* All 512 bytes must be writable, though the tail is left alone; silicon looks at the end first. */
-    st = lwrite_check(c, la + 511, 1, LA_USER_RULES);
-    if (st == ST_OK) st = lwrite_check(c, la, 512, LA_USER_RULES);
-    return st != ST_OK ? st : lwrite(c, la, area, fx_size(c), LA_USER_RULES);
 }
 
-OPX(fxrstor)
+void fx_get_x87(struct kvs_vcpu *c, bool wide, const uint8_t *area)
 {
-    UNUSED_OPARGS;
-    _Alignas(16) uint8_t area[512];
     struct fpu *f = &c->fpu;
-    uint64_t la;
-    int st = fx_address(c, i, ACC_R, &la);
-    if (st != ST_OK) return st;
-    uint32_t size = fx_size(c);
-    /* All 512 bytes must be readable; silicon looks at the end first. */
-    st = lread(c, la + 511, area + 511, 1, LA_USER_RULES);
-    if (st == ST_OK) st = lread(c, la, area, size, LA_USER_RULES);
-    if (st != ST_OK) return st;
-    uint32_t mxcsr = ld32(area + 24);
-    if (size > FX_BASE && (mxcsr & ~MXCSR_WRITABLE)) return raise_gp(c, 0);
     f->fcw = (uint16_t)((ld16(area) & 0x1f3f) | 0x40);
     /* ES and B follow from the flags and their masks, whatever the image says. */
     uint16_t fsw = ld16(area + 2) & 0x7f7f;
     f->fsw = (uint16_t)(fsw & ~f->fcw & 0x3f ? fsw | 0x8080 : fsw);
     f->tags = area[4];
     f->fop = ld16(area + 6) & 0x7ff;
-    if (INSN_OSIZE(i) == 8) {
+    if (wide) {
         f->fip = ld64(area + 8);
         f->fdp = ld64(area + 16);
         f->fcs = f->fds = 0;
@@ -108,8 +84,42 @@ OPX(fxrstor)
     }
     uint32_t top = f->fsw >> 11 & 7;
     for (uint32_t k = 0; k < 8; k++) memcpy(f->r[(top + k) & 7], area + 32 + 16 * k, 10);
+}
+
+OPX(fxsave)
+{
+    UNUSED_OPARGS;
+    _Alignas(16) uint8_t area[512] = { 0 };
+    uint64_t la;
+    int st = fx_address(c, i, ACC_W, &la);
+    if (st != ST_OK) return st;
+    fx_put_x87(c, INSN_OSIZE(i) == 8, area);
+    st32(area + 24, mxcsr_read(c));
+    st32(area + 28, MXCSR_WRITABLE);
+    for (uint32_t k = 0; k < 16; k++) memcpy(area + FX_BASE + 16 * k, c->fpu.vec[k], 16);
+    /* All 512 bytes must be writable, though the tail is left alone; silicon looks at the end first. */
+    st = lwrite_check(c, la + 511, 1, LA_USER_RULES);
+    if (st == ST_OK) st = lwrite_check(c, la, 512, LA_USER_RULES);
+    return st != ST_OK ? st : lwrite(c, la, area, fx_size(c), LA_USER_RULES);
+}
+
+OPX(fxrstor)
+{
+    UNUSED_OPARGS;
+    _Alignas(16) uint8_t area[512];
+    uint64_t la;
+    int st = fx_address(c, i, ACC_R, &la);
+    if (st != ST_OK) return st;
+    uint32_t size = fx_size(c);
+    /* All 512 bytes must be readable; silicon looks at the end first. */
+    st = lread(c, la + 511, area + 511, 1, LA_USER_RULES);
+    if (st == ST_OK) st = lread(c, la, area, size, LA_USER_RULES);
+    if (st != ST_OK) return st;
+    uint32_t mxcsr = ld32(area + 24);
+    if (size > FX_BASE && (mxcsr & ~MXCSR_WRITABLE)) return raise_gp(c, 0);
+    fx_get_x87(c, INSN_OSIZE(i) == 8, area);
     if (size == FX_BASE) return ST_OK;
-    for (uint32_t k = 0; k < (size - FX_BASE) / 16; k++) memcpy(f->vec[k], area + FX_BASE + 16 * k, 16);
+    for (uint32_t k = 0; k < (size - FX_BASE) / 16; k++) memcpy(c->fpu.vec[k], area + FX_BASE + 16 * k, 16);
     return load_mxcsr(c, mxcsr);
 }
 

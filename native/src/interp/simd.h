@@ -19,6 +19,12 @@ static inline void host_mxcsr_set(uint32_t v) { __asm__ volatile("ldmxcsr %0" : 
 #define MXCSR_WRITABLE 0xffffu /* what FXSAVE gives as MXCSR_MASK */
 #define MXCSR_FTZ 0x8000u
 
+/* From an instruction: ST_OK, or ST_END when other handlers hold from now on. */
+int load_mxcsr(struct kvs_vcpu *c, uint32_t value);
+/* x87 state in the FXSAVE layout; wide: 64-bit instruction and operand pointers. op_sse_state.c */
+void fx_put_x87(const struct kvs_vcpu *c, bool wide, uint8_t *area);
+void fx_get_x87(struct kvs_vcpu *c, bool wide, const uint8_t *area);
+
 /* ---- slow paths: a size, and how ---- */
 #define SIMD_SIZE 0xffu
 #define SIMD_ALIGNED 0x100u /* #GP(0) unless aligned */

@@ -413,7 +413,8 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     d->length = (uint8_t)s.pos;
     if (d->lock && !((d->attr & A_LOCK) && d->is_mem)) return DECODE_UD;
     if ((d->attr & A_PROT) && !protected_mode) return DECODE_UD;
-    if ((d->attr & A_NOREP) && d->rep) return DECODE_UD;
+    if ((d->attr & (A_NOREP | A_NOPREFIX)) && d->rep) return DECODE_UD;
+    if ((d->attr & A_NOPREFIX) && d->opsize66) return DECODE_UD;
     if (d->vex && !vex_legal(d, features)) return DECODE_UD;
     /* LAHF and SAHF in 64-bit mode are a feature of their own; CMPXCHG16B too. */
     if (bits == 64 && (d->op == OP_lahf || d->op == OP_sahf) && !((features >> FEAT_LAHF64) & 1)) return DECODE_UD;

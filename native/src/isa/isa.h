@@ -98,6 +98,7 @@ enum opkind {
 #define A_L1 BIT(22)     /* #UD with VEX.L = 0 */
 #define A_L2 BIT(23)     /* the 256-bit form is a feature of its own: AVX2, VAES, VPCLMULQDQ */
 #define A_NOREP BIT(24)  /* #UD with F2 or F3 */
+#define A_NOPREFIX BIT(25) /* #UD with 66, F2 or F3 */
 #define A_NOFAULT BIT(18) /* memory operand is not accessed (LEA, NOP, prefetch, INVLPG) */
 
 enum op {

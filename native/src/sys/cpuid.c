@@ -6,13 +6,14 @@
 
 #include "../irqchip/irqchip.h"
 #include "transfer.h"
+#include "xstate.h"
 
 enum { EAX_, EBX_, ECX_, EDX_ };
 
 #define SIGNATURE 0x00060fb1u /* family 15, model 107, stepping 1 */
 #define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
                BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
-#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | BIT(30) | BIT(31))
+#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | BIT(26) | BIT(30) | BIT(31))
 /* FSGSBASE, BMI1, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB; UMIP, RDPID */
 #define EBX_7 (BIT(0) | BIT(3) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | BIT(24))
 #define ECX_7 (BIT(2) | BIT(22))
@@ -36,6 +37,10 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0xb, .index = 0, .flags = INDEXED, .ebx = 1, .ecx = 0x100 },
     { .function = 0xb, .index = 1, .flags = INDEXED, .ebx = 1, .ecx = 0x201 },
     { .function = 0xb, .index = 2, .flags = INDEXED, .ecx = 2 },
+    /* Sizes follow XCR0. XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES; AVX: 256 bytes behind the header */
+    { .function = 0xd, .index = 0, .flags = INDEXED, .eax = 7, .ecx = XSTATE_YMM + 256 },
+    { .function = 0xd, .index = 1, .flags = INDEXED, .eax = 15 },
+    { .function = 0xd, .index = 2, .flags = INDEXED, .eax = 256, .ebx = XSTATE_YMM },
     { .function = 0x15 }, /* filled from the clock of the VM */
     { .function = 0x16 },
     { .function = 0x40000000, .eax = 0x40000001, .ebx = 0x4b4d564b, .ecx = 0x564b4d56, .edx = 0x4d }, /* KVMKVMKVM */
@@ -116,6 +121,12 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
             *out[feature_bits[k].reg] &= ~(uint32_t)BIT(feature_bits[k].bit);
         }
     }
+    bool avx = !(lacks >> FEAT_AVX & 1) && (uint32_t)ECX_1 >> 28 & 1;
+    for (uint32_t n = 0; !avx && n < ARRAY_SIZE(offered); n++) {
+        if (entries[n].function != 0xd) continue;
+        if (entries[n].index == 0) entries[n].eax = 3, entries[n].ecx = XSTATE_YMM;
+        else if (entries[n].index == 2) entries[n].eax = entries[n].ebx = 0;
+    }
     return KVS_OK;
 }
 
@@ -143,9 +154,12 @@ static uint32_t range_maximum(const struct kvs_vcpu *c, uint32_t leaf)
 }
 
 /* What depends on the vCPU's state or its VM. */
-static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t out[4])
+static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 {
     switch (leaf) {
+    case 0xd: /* the areas for what XCR0 enables: standard, compacted */
+        if (subleaf <= 1 && has_feature(c, FEAT_XSAVE)) out[EBX_] = c->xcr0 & XSTATE_AVX ? XSTATE_YMM + 256 : XSTATE_YMM;
+        break;
     case 1:
         out[EBX_] = (out[EBX_] & 0x00ffffffu) | (c->id & 0xff) << 24;
         out[ECX_] &= ~(uint32_t)BIT(27);
@@ -199,7 +213,7 @@ void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t 
     } else {
         return;
     }
-    fill_dynamic(c, leaf, out);
+    fill_dynamic(c, leaf, subleaf, out);
 }
 
 void cpuid_changed(struct kvs_vcpu *c)

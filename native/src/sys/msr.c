@@ -10,7 +10,7 @@ enum {
     MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9,
     MSR_LASTBRANCH_FROM = 0x1db, MSR_LASTINT_TO = 0x1de, MSR_MTRR_VAR0 = 0x200, MSR_MTRR_FIX64K = 0x250,
     MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF_TYPE = 0x2ff,
-    MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff,
+    MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff, MSR_XSS = 0xda0,
     MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01, MSR_KVM_POLL_CONTROL = 0x4b564d05,
 };
 #define MSR_EFER 0xc0000080u
@@ -114,6 +114,7 @@ static bool msr_offered(const struct kvs_vcpu *c, uint32_t msr)
         cpuid_lookup((struct kvs_vcpu *)c, 7, 0, out);
         return out[1] & 2;
     case MSR_MCG_CAP: case MSR_MCG_STATUS: return has_feature(c, FEAT_MCE);
+    case MSR_XSS: return has_feature(c, FEAT_XSAVES);
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_SYSTEM_TIME:
         cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
         return out[0] & 1;
@@ -154,7 +155,7 @@ int msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value, bool host)
     case MSR_EFER: *value = c->efer; return 0;
     case MSR_FS_BASE: *value = c->seg[SEG_FS].base; return 0;
     case MSR_GS_BASE: *value = c->seg[SEG_GS].base; return 0;
-    case MSR_PLATFORM_ID: case MSR_EBL_CR_POWERON: return 0;
+    case MSR_PLATFORM_ID: case MSR_EBL_CR_POWERON: case MSR_XSS: return 0;
     default: break;
     }
     if (!host && !cpuid_is_amd(c)) return -1;
@@ -288,6 +289,7 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
     case MSR_GS_BASE: return set_segment_base(c, SEG_GS, v);
     case MSR_BIOS_UPDT_TRIG: return 0; /* microcode updates are accepted and do nothing, as under KVM */
     case MSR_EBL_CR_POWERON: return 0;
+    case MSR_XSS: return v ? -1 : 0; /* no supervisor state component */
     default: break;
     }
     if (!host && !cpuid_is_amd(c)) return -1;

@@ -96,7 +96,7 @@ bool core_start(const char **error)
     s.idt = (struct kvs_dtable){ .base = KERNEL + P_IDT, .limit = 0xfff };
     s.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     s.cr3 = P_TABLES;
-    s.cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    s.cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_OSXSAVE;
     s.efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NX;
     *error = "the core refuses the machine's state";
     s.cs = user_segment(0x23, 11, 0, false);
@@ -105,7 +105,8 @@ bool core_start(const char **error)
     s.cs = user_segment(0x33, 11, 0, true);
     if (kvs_vcpu_set_sregs(core.c, &s)) return false;
     memcpy(core.seg64, core.c->seg, sizeof core.seg64);
-    core.c->cpuid_features = ~0ull; /* every row, whatever the CPU model offers */
+    core.c->cpuid_features = ~host_lacks(); /* every row that this host has, whatever the CPU model offers */
+    core.c->xcr0 = host_components();
     return true;
 }
 
@@ -128,7 +129,10 @@ static void load_state(struct kvs_vcpu *c, const struct test_case *t)
     c->fpu.mxcsr = ld32(fx + 24);
     uint32_t top = c->fpu.fsw >> 11 & 7;
     for (uint32_t i = 0; i < 8; i++) memcpy(c->fpu.r[(top + i) & 7], fx + 32 + 16 * i, 10);
-    for (uint32_t i = 0; i < 16; i++) memcpy(c->fpu.vec[i], fx + 160 + 16 * i, 16);
+    for (uint32_t i = 0; i < 16; i++) {
+        memcpy(c->fpu.vec[i], fx + 160 + 16 * i, 16);
+        memcpy(c->fpu.vec[i] + 16, fx + FX_YMM + 16 * i, 16);
+    }
     c->mp_state = KVS_MP_STATE_RUNNABLE;
     c->int_shadow = 0;
     c->exc.pending = false;
@@ -151,7 +155,10 @@ static void save_state(struct kvs_vcpu *c, struct cpu_state *o)
     st32(fx + 24, c->fpu.mxcsr);
     uint32_t top = c->fpu.fsw >> 11 & 7;
     for (uint32_t i = 0; i < 8; i++) memcpy(fx + 32 + 16 * i, c->fpu.r[(top + i) & 7], 10);
-    for (uint32_t i = 0; i < 16; i++) memcpy(fx + 160 + 16 * i, c->fpu.vec[i], 16);
+    for (uint32_t i = 0; i < 16; i++) {
+        memcpy(fx + 160 + 16 * i, c->fpu.vec[i], 16);
+        memcpy(fx + FX_YMM + 16 * i, c->fpu.vec[i] + 16, 16);
+    }
 }
 
 /* The frame that the exception has left on the interrupt stack. */

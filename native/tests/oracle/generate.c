@@ -16,7 +16,7 @@ const char *row_excluded(uint32_t row)
     static const char *const hypervisor[] = { "int1", "icebp", NULL };
     static const char *const system[] = { "int", "syscall", "sysenter", "sysexit", "sysret", "iret", "lar", "lsl", "verr", "verw",
         "sldt", "str", "smsw", "sgdt", "sidt", "lds", "les", "lss", "lfs", "lgs", "retf", "vmcall", "vmmcall", "monitor",
-        "mwait", "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "xsetbv", "xsave", "xrstor", "xsaveopt", "hlt", NULL };
+        "mwait", "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "xsetbv", "hlt", NULL };
     const struct row_form *f = &row_forms[row];
     if (!f->id) return "no encoding";
     if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
@@ -52,6 +52,11 @@ static uint64_t arena_of(uint32_t asize, struct rng *r)
 static uint32_t pick_offset(struct rng *r, uint32_t size, bool align16)
 {
     uint32_t off, x = rnd_below(r, 64);
+    if (size == FX_SIZE) {
+        off = WINDOW0 + rnd_below(r, 256);
+        if (!rnd_one(r, 8)) off &= ~63u;
+        return x == 0 ? 0x3000 + (off & 0xfc0) : off;
+    }
     if (size > 64) {
         off = WINDOW0 + rnd_below(r, 512);
         if (align16 ? !rnd_one(r, 8) : rnd_one(r, 2)) off &= ~15u;
@@ -255,11 +260,13 @@ static void random_x87(struct rng *r, uint8_t *fx, bool mmx)
 
 static void fresh_fx(struct rng *r, uint8_t *fx)
 {
-    memset(fx, 0, 512);
+    memset(fx, 0, FX_SIZE);
+    st64(fx + 512, host_components());
     st16(fx, 0x37f);
     st16(fx + 4, 0);
     st32(fx + 24, 0x1f80);
     for (int i = 0; i < 16; i++) rnd_vector(r, fx + 160 + 16 * i);
+    for (int i = 0; i < 16; i++) rnd_vector(r, fx + FX_YMM + 16 * i);
 }
 
 /* An FXSAVE image in memory, for FXRSTOR. */
@@ -267,11 +274,43 @@ static void memory_fxrstor(struct maker *m)
 {
     uint8_t *p = mem_at(m, m->target, 512);
     if (!p) return;
-    uint8_t fx[512];
+    uint8_t fx[FX_SIZE];
     fresh_fx(m->r, fx);
     random_x87(m->r, fx, false);
     st32(fx + 24, rnd_one(m->r, 8) ? (uint32_t)rnd(m->r) & ~MXCSR_MM : random_mxcsr(m->r));
     memcpy(p, fx, 416);
+}
+
+#define XSAVE_COMPONENTS 0xf8u /* of a host, that the core has not */
+
+/* Components in EDX:EAX, of which the core has x87, SSE and AVX. */
+static bool role_xsave(struct maker *m)
+{
+    uint64_t mask = rnd_one(m->r, 3) ? 7 : rnd_value(m->r);
+    set_reg(m, RAX, mask & ~(uint64_t)XSAVE_COMPONENTS);
+    random_x87(m->r, m->t->in.fx, false);
+    st32(m->t->in.fx + 24, random_mxcsr(m->r));
+    return !(m->t->in.gpr[RAX] & XSAVE_COMPONENTS);
+}
+
+/* An XSAVE area in memory, for XRSTOR: standard or compacted, now and then with a header that is not legal. */
+static void memory_xrstor(struct maker *m)
+{
+    struct rng *r = m->r;
+    uint8_t *p = mem_at(m, m->target, FX_SIZE), fx[FX_SIZE];
+    if (!p) return;
+    fresh_fx(r, fx);
+    random_x87(r, fx, false);
+    st32(fx + 24, rnd_one(r, 8) ? (uint32_t)rnd(r) & ~MXCSR_MM : random_mxcsr(r));
+    bool compact = rnd_one(r, 2);
+    uint64_t comp = rnd_below(r, 8) & host_components(), bv = rnd_below(r, 8) & (compact ? comp : host_components());
+    static const uint64_t wrong[] = { 1, 2, 4, 1ull << 62, 1ull << 63, 1ull << 40, 8 };
+    if (rnd_one(r, 12)) bv ^= wrong[rnd_below(r, 7)];
+    if (rnd_one(r, 12)) comp ^= wrong[rnd_below(r, 7)];
+    st64(fx + 512, bv);
+    st64(fx + 520, compact ? comp | 1ull << 63 : rnd_one(r, 12) ? comp : 0);
+    if (rnd_one(r, 12)) fx[528 + rnd_below(r, 48)] = 1;
+    memcpy(p, fx, FX_SIZE);
 }
 
 /* FLDENV and FRSTOR: 14 or 28 bytes of environment, then registers. */
@@ -451,8 +490,9 @@ static bool apply_roles(struct maker *m)
         break;
     default: break;
     }
-    bool chosen = op == OP_call_ind || op == OP_jmp_ind || is_mnemonic(t, "ldmxcsr") || is_mnemonic(t, "fxrstor");
-    if (t->d.is_mem && chosen && foreign(m, m->target, is_mnemonic(t, "fxrstor") ? 512 : is_mnemonic(t, "ldmxcsr") ? 4 : t->d.osize))
+    bool chosen = op == OP_call_ind || op == OP_jmp_ind || is_mnemonic(t, "ldmxcsr") || is_mnemonic(t, "fxrstor") ||
+                  is_mnemonic(t, "xrstor");
+    if (t->d.is_mem && chosen && foreign(m, m->target, is_mnemonic(t, "xrstor") ? FX_SIZE : is_mnemonic(t, "fxrstor") ? 512 : is_mnemonic(t, "ldmxcsr") ? 4 : t->d.osize))
         return false;
     uint8_t k0 = row_forms[t->row].k[0];
     if ((k0 == Jb || k0 == Jz) && !landing_ok(t, truncate_to(next + t->d.imm, t->bits == 64 ? 8 : t->d.osize))) return false;
@@ -467,6 +507,11 @@ static bool apply_roles(struct maker *m)
         uint8_t *p = mem_at(m, m->target, 4);
         if (p) st32(p, rnd_one(r, 8) ? (uint32_t)rnd(r) & ~MXCSR_MM : random_mxcsr(r));
     } else if (is_mnemonic(t, "fxrstor")) memory_fxrstor(m);
+    else if (!strncmp(isa_op[op].mnemonic, "xsave", 5)) return role_xsave(m);
+    else if (is_mnemonic(t, "xrstor")) {
+        if (!role_xsave(m)) return false;
+        memory_xrstor(m);
+    }
     else if (is_mnemonic(t, "fldenv")) memory_env(m, false);
     else if (is_mnemonic(t, "frstor")) memory_env(m, true);
     else if (is_mnemonic(t, "maskmovq") || is_mnemonic(t, "maskmovdqu")) {
@@ -510,7 +555,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         if (rnd_one(r, 200) && !(f->attr & A_LOCK) && !f->vex) q.lock = true;
         t->bits = (uint8_t)k->bits;
         t->in.rip = q.ip;
-        q.target = MID + pick_offset(r, strstr(f->id, "fx") == f->id ? 512 : 16, true);
+        q.target = MID + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
         t->length = (uint8_t)encode_row(r, &q, t->bytes);
         int st = decode(t->bytes, 15, k->bits, true, ~0ull, &t->d);
         if (q.lock && st == DECODE_UD) t->d.length = t->length; /* an illegal LOCK is a case too */
@@ -531,6 +576,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
             if (rnd_one(r, 4)) memcpy(t->in.fx + 160 + 16 * t->d.reg, t->in.fx + 160 + 16 * t->d.rm, rnd_one(r, 2) ? 16 : 8);
         }
         uint32_t size = memory_size(&t->d);
+        if (f->k[0] == Mf && !(f->attr & A_X87)) size = FX_SIZE;
         if (t->d.is_mem) {
             solve_address(&m, size, t->d.attr & A_ALIGN);
             if (size) fill_operand(&m, m.target, size);

@@ -14,7 +14,7 @@
 /*
  * The page behind the stubs, reached by absolute addresses so that no register is needed.
  * 0 host RSP, 8 scratch RDI, 16 state in, 24 state out, 32 entry RIP and CS (far pointer),
- * 48 host FS base, 56 address of the way back.
+ * 48 host FS base, 56 address of the way back, 64 components of XSAVE.
  */
 #define DATA (STUB + 0x1000)
 struct stub_data {
@@ -22,6 +22,7 @@ struct stub_data {
     struct cpu_state *in, *out;
     uint32_t far_rip; uint16_t far_cs, pad; uint64_t entry;
     uint64_t fs_base, back;
+    uint32_t components;
 };
 
 int oracle_enter64(void);
@@ -37,7 +38,7 @@ __asm__(
     "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n"
     "mov %rsp, 0x10001000\n"
     "mov 0x10001010, %rdi\n"
-    "fxrstor64 192(%rdi)\n"
+    "mov 0x10001040, %eax\n xor %edx, %edx\n xrstor64 192(%rdi)\n"
     "mov $0x07654320, %eax\n wrfsbase %rax\n"
     "mov $0x12345678, %eax\n wrgsbase %rax\n"
     "pushq 136(%rdi)\n popfq\n"
@@ -58,7 +59,7 @@ __asm__(
     "mov 0x10001008, %rax\n mov %rax, 56(%rdi)\n"
     "mov 0x10001000, %rsp\n"
     "pushfq\n popq 136(%rdi)\n"
-    "fxsave64 192(%rdi)\n"
+    "mov 0x10001040, %eax\n xor %edx, %edx\n xsave64 192(%rdi)\n"
     "xor %eax, %eax\n"
     "1: push $2\n popfq\n"
     "mov 0x10001030, %rdx\n wrfsbase %rdx\n"
@@ -81,6 +82,12 @@ void *shared_alloc(size_t size)
     return p == MAP_FAILED ? NULL : p;
 }
 bool host_has_low(void) { return host.low; }
+uint64_t host_components(void)
+{
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low & 7;
+}
 
 /* Runs with the tested code's FS base until it is put back: nothing before that may use TLS. */
 __attribute__((no_sanitize("all"), optimize("no-stack-protector")))
@@ -100,7 +107,12 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     o->vector = (uint32_t)g[REG_TRAPNO];
     o->error = (uint32_t)g[REG_ERR];
     o->cr2 = o->vector == EXC_PF ? (uint64_t)g[REG_CR2] : 0;
-    if (u->uc_mcontext.fpregs) memcpy(o->fx, u->uc_mcontext.fpregs, 512);
+    const uint8_t *fx = (const uint8_t *)u->uc_mcontext.fpregs;
+    if (fx) {
+        __builtin_memcpy(o->fx, fx, 512);
+        if ((s->components & 4) && (fx[512] & 4)) __builtin_memcpy(o->fx + FX_YMM, fx + FX_YMM, 256);
+        else __builtin_memset(o->fx + FX_YMM, 0, 256);
+    }
     g[REG_RIP] = (greg_t)(uintptr_t)oracle_abort;
     g[REG_RSP] = (greg_t)s->rsp;
     g[REG_EFL] = 0x202;
@@ -163,6 +175,7 @@ static void child_main(struct batch **where)
     static const uint8_t back64[] = { 0xff, 0x24, 0x25, 0x38, 0x10, 0x00, 0x10 };
     memcpy((void *)STUB, back64, sizeof back64);
     s->back = (uint64_t)(uintptr_t)oracle_back;
+    s->components = (uint32_t)host_components();
     __asm__ volatile("rdfsbase %0" : "=r"(s->fs_base));
     /* Flat segments for 32-bit code; loading FS resets its base. */
     __asm__ volatile("mov %0, %%ds\n mov %0, %%es\n mov %0, %%gs\n mov %0, %%fs\n wrfsbase %1\n"
@@ -208,8 +221,17 @@ static void reap(void)
     waitpid(host.pid, NULL, 0);
 }
 
+static uint32_t host_cpuid1_ecx(void)
+{
+    uint32_t a = 1, b, c = 0, d;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return c;
+}
+
 bool host_start(const char **error)
 {
+    *error = "the host CPU or kernel has no XSAVE";
+    if (!(host_cpuid1_ecx() & 1u << 27)) return false;
     *error = "the host CPU or kernel has no FSGSBASE";
     if (!(getauxval(AT_HWCAP2) & 2)) return false;
     *error = "cannot map the low addresses that the cases use";

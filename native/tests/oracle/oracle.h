@@ -33,12 +33,14 @@
 #define WINDOW_SIZE (WINDOW0_SIZE + WINDOW1_SIZE)
 
 #define NO_VECTOR 0xffu
+#define FX_YMM 576u /* upper halves of YMM0-15 */
+#define FX_SIZE 832u
 
 struct cpu_state {
     uint64_t gpr[16], rip, rflags;
     uint64_t cr2;
     uint32_t vector, error; /* of the exception, or NO_VECTOR */
-    uint8_t fx[512] __attribute__((aligned(64))); /* FXSAVE64 image */
+    uint8_t fx[FX_SIZE] __attribute__((aligned(64))); /* XSAVE64 area: x87, SSE, AVX */
     uint8_t mem[WINDOW_SIZE];
 };
 
@@ -74,6 +76,7 @@ void host_begin(struct batch *b); /* returns at once; the batch lies in memory f
 void host_end(struct batch *b);
 void host_stop(void);
 bool host_has_low(void);
+uint64_t host_components(void); /* of XSAVE, that the oracle looks at */
 void *shared_alloc(size_t size);
 
 /* ---- core.c ---- */

@@ -49,6 +49,21 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
         ["xd"] = "nx",
     };
 
+    // What a feature is nothing without: SDM 1 "Detection of AVX Instructions" and its neighbours.
+    private static readonly Dictionary<string, string[]> Requirements = new(StringComparer.Ordinal)
+    {
+        ["xsaveopt"] = ["xsave"],
+        ["xsavec"] = ["xsave"],
+        ["xgetbv1"] = ["xsave"],
+        ["xsaves"] = ["xsave", "xsavec"],
+        ["avx"] = ["xsave"],
+        ["avx2"] = ["avx"],
+        ["fma"] = ["avx"],
+        ["f16c"] = ["avx"],
+        ["vaes"] = ["avx", "aes"],
+        ["vpclmulqdq"] = ["avx", "pclmulqdq"],
+    };
+
     private static readonly Dictionary<string, CpuFeature> ByName = All.ToDictionary(f => f.Name, StringComparer.Ordinal);
 
     internal static CpuFeature? Find(string name)
@@ -60,6 +75,10 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
         }
         return ByName.GetValueOrDefault(key) ?? ByName.GetValueOrDefault(key.Replace('_', '-'));
     }
+
+    /// <summary>The feature and all that it requires.</summary>
+    internal IEnumerable<CpuFeature> WithRequirements() =>
+        Requirements.TryGetValue(Name, out var names) ? names.SelectMany(n => ByName[n].WithRequirements()).Prepend(this).Distinct() : [this];
 
     internal bool IsIn(in CpuidEntry entry)
     {

@@ -24,6 +24,9 @@ public sealed class CpuModel
 
     private const string Qemu64Features = V1Features + ",cx16,lahf-lm,sse3";
 
+    private const uint AvxState = 1 << 2;
+    private const uint AvxStateOffset = 576;
+
     private static readonly CpuModel[] Models =
     [
         new("x86-64-v1", V1Features),
@@ -101,22 +104,24 @@ public sealed class CpuModel
         return model;
     }
 
-    /// <summary>The model with one more feature.</summary>
+    /// <summary>The model with one more feature, and with those that it requires.</summary>
     /// <param name="feature">The feature's name.</param>
     /// <exception cref="UnsupportedFeatureException">The name is unknown.</exception>
     public CpuModel With(string feature)
     {
         var added = FindFeature(feature);
-        return new CpuModel($"{Name},+{added.Name}", BaseName, [.. _features, added], [.. _required.Where(f => f != added), added]);
+        return new CpuModel($"{Name},+{added.Name}", BaseName, [.. _features, .. added.WithRequirements()], [.. _required.Where(f => f != added), added]);
     }
 
-    /// <summary>The model without a feature.</summary>
+    /// <summary>The model without a feature, and without those that require it.</summary>
     /// <param name="feature">The feature's name.</param>
     /// <exception cref="UnsupportedFeatureException">The name is unknown.</exception>
     public CpuModel Without(string feature)
     {
         var removed = FindFeature(feature);
-        return new CpuModel($"{Name},-{removed.Name}", BaseName, [.. _features.Where(f => f != removed)], [.. _required.Where(f => f != removed)]);
+        return new CpuModel($"{Name},-{removed.Name}", BaseName, [.. _features.Where(IsKept)], [.. _required.Where(IsKept)]);
+
+        bool IsKept(CpuFeature feature) => !feature.WithRequirements().Contains(removed);
     }
 
     /// <summary>The CPUID leaves of a vCPU: those of the execution core, less what the model does not have.</summary>
@@ -140,7 +145,7 @@ public sealed class CpuModel
         {
             throw new UnsupportedFeatureException(missing.Name, $"The CPU feature '{missing.Name}' is not supported.");
         }
-        var leaves = supported.ToArray();
+        var leaves = supported.Where(HasStateLeaf).ToArray();
         foreach (ref var leaf in leaves.AsSpan())
         {
             Mask(ref leaf);
@@ -152,6 +157,10 @@ public sealed class CpuModel
                 case 0xb:
                     leaf.Edx = (uint)vcpuIndex;
                     break;
+                case 0xd when leaf.Index == 0 && !Has("avx"):
+                    leaf.Eax &= ~AvxState;
+                    leaf.Ecx = AvxStateOffset;
+                    break;
                 case >= 0x8000_0002 and <= 0x8000_0004:
                     SetBrand(ref leaf);
                     break;
@@ -159,6 +168,11 @@ public sealed class CpuModel
         }
         return leaves;
     }
+
+    // Leaf 0xD describes the state that XSAVE manages (SDM 2A "CPUID").
+    private bool HasStateLeaf(CpuidEntry leaf) => leaf.Function != 0xd || (Has("xsave") && (leaf.Index != 2 || Has("avx")));
+
+    private bool Has(string feature) => _features.Contains(FindFeature(feature));
 
     private static CpuidEntry[] GetSupportedCpuid() => SupportedCpuid.Get();
 
