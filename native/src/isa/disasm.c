@@ -367,7 +367,9 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
         strcpy(name, reg == 1 ? "prefetchw" : reg == 2 ? "prefetchwt1" : "prefetch");
     }
     static const char *const by_rexw[][2] = { { "movd", "movq" }, { "pextrd", "pextrq" }, { "pinsrd", "pinsrq" },
-        { "pcmpestrm", "pcmpestrmq" }, { "pcmpestri", "pcmpestriq" }, { "fxsave", "fxsave64" }, { "fxrstor", "fxrstor64" } };
+        { "pcmpestrm", "pcmpestrmq" }, { "pcmpestri", "pcmpestriq" }, { "fxsave", "fxsave64" }, { "fxrstor", "fxrstor64" },
+        { "xsave", "xsave64" }, { "xsaveopt", "xsaveopt64" }, { "xsavec", "xsavec64" }, { "xsaves", "xsaves64" }, { "xrstor", "xrstor64" },
+        { "xrstors", "xrstors64" } };
     for (size_t i = 0; i < ARRAY_SIZE(by_rexw) && (d->rex & 8); i++) {
         if (strcmp(m, by_rexw[i][0])) continue;
         strcpy(name, by_rexw[i][1]);
