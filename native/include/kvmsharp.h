@@ -367,7 +367,8 @@ KVS_API int32_t kvs_vm_quiesce(struct kvs_vm *vm);
 KVS_API int32_t kvs_vm_resume(struct kvs_vm *vm);
 
 /* ---- functions: vCPU ------------------------------------------------------------------------ */
-KVS_API int32_t kvs_vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **vcpu); /* any */
+/* ids are APIC ids and start at 0 without a gap; vCPU 0 is the BSP. any */
+KVS_API int32_t kvs_vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **vcpu);
 KVS_API int32_t kvs_vcpu_destroy(struct kvs_vcpu *vcpu); /* any; -KVS_EBUSY while it runs */
 KVS_API struct kvs_run *kvs_vcpu_run_block(struct kvs_vcpu *vcpu); /* any; lives as long as the vCPU */
 /*

@@ -113,10 +113,7 @@ KVS_API int32_t kvs_get_clock(struct kvs_vm *vm, struct kvs_clock_data *clock)
 KVS_API int32_t kvs_set_clock(struct kvs_vm *vm, const struct kvs_clock_data *clock)
 {
     if (!vm || !clock) return -KVS_EINVAL;
-    int rc = clock_set(vm, clock);
-    if (rc == KVS_OK && vm->config.clock_mode == KVS_CLOCK_VIRTUAL && vm->vcpus[0])
-        vm->idle_ns = clock->clock - vcpu_retired(vm->vcpus[0]);
-    return rc;
+    return clock_set(vm, clock);
 }
 KVS_API int32_t kvs_clock_pause(struct kvs_vm *vm, uint32_t paused)
 {

@@ -130,7 +130,7 @@ int32_t kvs_doorbell_create(struct kvs_vm *vm, uint64_t address, uint32_t length
     pthread_mutex_lock(&vm->lock);
     st = table_add(vm, d);
     pthread_mutex_unlock(&vm->lock);
-    vm_sync_end(vm);
+    vm_sync_end(vm, NULL);
     if (st) {
         doorbell_free(d);
         return st;
@@ -187,7 +187,7 @@ void kvs_doorbell_destroy(struct kvs_doorbell *d)
     pthread_mutex_lock(&vm->lock);
     table_remove(vm, d);
     pthread_mutex_unlock(&vm->lock);
-    vm_sync_end(vm);
+    vm_sync_end(vm, NULL);
     doorbell_free(d);
     vm_release(vm);
 }

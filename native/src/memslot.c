@@ -125,7 +125,7 @@ int32_t kvs_get_dirty_log(struct kvs_vm *vm, uint32_t slot, uint64_t *bitmap, ui
     }
     pthread_mutex_unlock(&vm->lock);
     if (st == KVS_OK) vm_request_all(vm, REQ_W_FLUSH); /* clean pages carry no W tag */
-    vm_sync_end(vm);
+    vm_sync_end(vm, NULL);
     return st;
 }
 
@@ -269,7 +269,7 @@ int memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, 
     st = slots_change(vm, r, ram, ram_offset);
     pthread_mutex_unlock(&vm->lock);
     if (st > 0) vm_request_all(vm, (uint32_t)st);
-    vm_sync_end(vm);
+    vm_sync_end(vm, NULL);
     return st < 0 ? st : KVS_OK;
 }
 

@@ -60,7 +60,7 @@ static bool is_virtual_clock(const struct kvs_vcpu *c) { return c->vm->config.cl
 
 void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget)
 {
-    if (is_virtual_clock(c)) clock_set_virtual(c->vm, vcpu_retired_at(c, i, budget) + c->vm->idle_ns);
+    if (is_virtual_clock(c)) clock_set_virtual(c->vm, vcpu_retired_at(c, i, budget) + c->clock_base);
 }
 
 /* ---- exits ---- */
@@ -70,6 +70,12 @@ static enum verdict exit_with(struct kvs_vcpu *c, uint32_t reason)
     return EXIT;
 }
 
+/* ---- virtual clock: one vCPU runs at a time, in a fixed order, so that runs repeat ---- */
+#define SLICE 50000u /* instructions */
+
+static bool takes_turns(const struct kvs_vcpu *c) { return is_virtual_clock(c) && atomic_load(&c->vm->vcpu_count) > 1; }
+static bool has_turn(const struct kvs_vcpu *c) { return !takes_turns(c) || atomic_load(&c->vm->turn) == c->id; }
+
 static void report_state(struct kvs_vcpu *c)
 {
     struct kvs_run *r = c->run;
@@ -78,7 +84,7 @@ static void report_state(struct kvs_vcpu *c)
     r->cr8 = c->lapic ? lapic_cr8(c) : 0;
     r->apic_base = c->lapic ? lapic_base(c) : 0;
     c->stats.retired = vcpu_retired(c);
-    if (is_virtual_clock(c)) clock_set_virtual(c->vm, vcpu_retired(c) + c->vm->idle_ns);
+    if (is_virtual_clock(c) && has_turn(c)) clock_set_virtual(c->vm, vcpu_retired(c) + c->clock_base);
 }
 
 /* ---- quiesce: nobody is inside while vm->quiesced ---- */
@@ -106,14 +112,24 @@ static bool enter_guest(struct kvs_vcpu *c)
             if (!kicked) pthread_cond_wait(&c->wait_cond, &c->wait_lock);
         }
         pthread_mutex_unlock(&c->wait_lock);
-        if (kicked) return false;
+        if (kicked) {
+            atomic_fetch_and(&c->requests, ~(uint32_t)REQ_KICK);
+            return false;
+        }
     }
+}
+
+/* While this vCPU waits for something nobody needs to stop it. */
+static void step_outside(struct kvs_vcpu *c)
+{
+    atomic_store(&c->in_guest, 0);
+    if (UNLIKELY(atomic_load(&c->vm->quiesced))) leave_guest(c);
 }
 
 /* ---- requests ---- */
 static enum verdict handle_requests(struct kvs_vcpu *c)
 {
-    const uint32_t flushes = REQ_TLB_FLUSH | REQ_W_FLUSH | REQ_CODE_FLUSH;
+    const uint32_t flushes = REQ_TLB_FLUSH | REQ_W_FLUSH | REQ_CODE_FLUSH | REQ_CODE_DROP;
     uint32_t req = 0;
     for (;;) {
         atomic_store(&c->limit, BLOCK_LIMIT);
@@ -121,6 +137,7 @@ static enum verdict handle_requests(struct kvs_vcpu *c)
         if (req & REQ_TLB_FLUSH) tlb_flush_all(c);
         if (req & REQ_W_FLUSH) tlb_flush_writes(c);
         if (req & REQ_CODE_FLUSH) block_cache_flush(c);
+        if (req & REQ_CODE_DROP) code_drop_pending(c);
         req &= ~flushes;
         if (req & REQ_KICK) {
             req &= ~(uint32_t)REQ_KICK;
@@ -149,12 +166,16 @@ static bool wakes(struct kvs_vcpu *c)
     return (c->eflags & FLAG_IF) && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)));
 }
 
-static void wait_for_request(struct kvs_vcpu *c)
+/* Until a request arrives or, with `turn`, it is this vCPU's turn. */
+static enum verdict wait_for_request(struct kvs_vcpu *c, bool turn)
 {
+    step_outside(c);
     pthread_mutex_lock(&c->wait_lock);
-    while (!atomic_load(&c->requests) && !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+    while (!atomic_load(&c->requests) && !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED) &&
+           !(turn && has_turn(c)))
         pthread_cond_wait(&c->wait_cond, &c->wait_lock);
     pthread_mutex_unlock(&c->wait_lock);
+    return enter_guest(c) ? GO_ON : exit_with(c, KVS_EXIT_INTR);
 }
 
 /* INIT and SIPI write mp_state from other threads: a transition of ours must not undo theirs. */
@@ -169,6 +190,7 @@ static bool init_sipi(struct kvs_vcpu *c, uint32_t state)
 {
     if (state == KVS_MP_STATE_SIPI_RECEIVED) {
         vcpu_init_reset(c);
+        lapic_reset(c, true);
         load_segment_real(c, SEG_CS, (uint16_t)(c->sipi_vector << 8));
         c->rip = 0;
         segments_changed(c);
@@ -177,10 +199,47 @@ static bool init_sipi(struct kvs_vcpu *c, uint32_t state)
     }
     if (state == KVS_MP_STATE_INIT_RECEIVED && c->id == 0) {
         vcpu_init_reset(c);
+        lapic_reset(c, true);
         mp_change(c, state, KVS_MP_STATE_RUNNABLE);
         return true;
     }
     return false;
+}
+
+/* Would that vCPU do something if it had the turn? It waits for it, so its state stands still. */
+static bool has_work(struct kvs_vcpu *c)
+{
+    uint32_t state = atomic_load(&c->mp_state);
+    if (c->shut_down) return false;
+    return state == KVS_MP_STATE_RUNNABLE || state == KVS_MP_STATE_SIPI_RECEIVED ||
+           (state == KVS_MP_STATE_INIT_RECEIVED && c->id == 0) || (state == KVS_MP_STATE_HALTED && wakes(c));
+}
+
+/* Gives the turn to the next vCPU that has work. False: there is none. */
+static bool pass_turn(struct kvs_vcpu *c)
+{
+    struct kvs_vm *vm = c->vm;
+    uint32_t count = atomic_load(&vm->vcpu_count);
+    clock_set_virtual(vm, vcpu_retired(c) + c->clock_base);
+    for (uint32_t k = 1; k < count; k++) {
+        struct kvs_vcpu *next = vm->vcpus[(c->id + k) % count];
+        if (!next || !has_work(next)) continue;
+        c->in_slice = false;
+        atomic_store(&vm->turn, next->id);
+        pthread_mutex_lock(&next->wait_lock);
+        pthread_cond_broadcast(&next->wait_cond);
+        pthread_mutex_unlock(&next->wait_lock);
+        return true;
+    }
+    return false;
+}
+
+/* The clock goes on from where the last one left it. */
+static void start_slice(struct kvs_vcpu *c)
+{
+    c->clock_base = clock_now(c->vm) - vcpu_retired(c);
+    c->slice_end = vcpu_retired(c) + SLICE;
+    c->in_slice = true;
 }
 
 static enum verdict halted(struct kvs_vcpu *c)
@@ -197,22 +256,24 @@ static enum verdict halted(struct kvs_vcpu *c)
     }
     c->stats.halts++;
     if (is_virtual_clock(c)) {
-        uint64_t deadline = clock_next_deadline(c->vm), now = vcpu_retired(c) + c->vm->idle_ns;
+        if (takes_turns(c) && pass_turn(c)) return GO_ON;
+        /* Nobody has anything to do: on to the next deadline. */
+        uint64_t deadline = clock_next_deadline(c->vm), now = vcpu_retired(c) + c->clock_base;
         if (deadline != CLOCK_NEVER) {
-            if (deadline > now) c->vm->idle_ns += deadline - now;
+            if (deadline > now) c->clock_base += deadline - now;
             clock_set_virtual(c->vm, max_u64(deadline, now));
             clock_run_timers(c->vm);
             return GO_ON;
         }
     }
-    wait_for_request(c);
-    return GO_ON;
+    return wait_for_request(c, false);
 }
 
 /* ---- events before the next instruction, by priority. SDM 3A "Priority Among Concurrent Events" ---- */
 static enum verdict shutdown(struct kvs_vcpu *c)
 {
     c->shut_down = true;
+    if (takes_turns(c)) (void)pass_turn(c);
     return exit_with(c, KVS_EXIT_SHUTDOWN);
 }
 
@@ -275,12 +336,13 @@ static enum verdict set_budget(struct kvs_vcpu *c)
     if (retired >= c->insn_limit) return exit_with(c, KVS_EXIT_INSN_LIMIT);
     n = min_u64(n, c->insn_limit - retired);
     if (is_virtual_clock(c)) {
-        uint64_t now = retired + c->vm->idle_ns, deadline;
+        uint64_t now = retired + c->clock_base, deadline;
         clock_set_virtual(c->vm, now);
         deadline = clock_next_deadline(c->vm);
         if (deadline <= now) clock_run_timers(c->vm);
         deadline = clock_next_deadline(c->vm);
         if (deadline != CLOCK_NEVER) n = min_u64(n, deadline > now ? deadline - now : 1);
+        if (takes_turns(c)) n = min_u64(n, c->slice_end > retired ? c->slice_end - retired : 1);
     }
     c->budget = (int64_t)n;
     c->retired_end = retired + n;
@@ -412,6 +474,16 @@ static enum verdict turn(struct kvs_vcpu *c)
             handle_requests(c) == EXIT)
             return EXIT;
         if (UNLIKELY(__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))) return exit_with(c, KVS_EXIT_INTR);
+        if (UNLIKELY(takes_turns(c))) {
+            if (!has_turn(c)) {
+                return wait_for_request(c, true);
+            }
+            if (!c->in_slice) start_slice(c);
+            if (vcpu_retired(c) >= c->slice_end) {
+                if (!pass_turn(c)) start_slice(c);
+                return GO_ON;
+            }
+        }
         if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
         if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
@@ -467,6 +539,7 @@ KVS_API int32_t kvs_vcpu_run(struct kvs_vcpu *c)
     uint32_t guest = c->fpu.mxcsr | MXCSR_MASKS;
     __asm__ volatile("ldmxcsr %0" : : "m"(guest));
 
+    if (is_virtual_clock(c) && has_turn(c)) c->clock_base = clock_now(c->vm) - vcpu_retired(c);
     iobus_complete_exit(c);
     enum verdict v = GO_ON;
     if (c->shut_down) v = exit_with(c, KVS_EXIT_SHUTDOWN);

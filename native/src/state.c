@@ -418,7 +418,6 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_cor
 {
     TAKE(c, s);
     if (s->flags & ~0xe00full) return give(c, -KVS_ESTATE);
-    c->vm->idle_ns += vcpu_retired(c) - s->retired; /* the virtual clock stays where it is */
     c->budget = 0;
     c->retired_end = s->retired;
     c->stats.retired = s->retired;

@@ -111,9 +111,10 @@ void vcpu_reset(struct kvs_vcpu *c)
     c->msr_kvm_wall_clock = c->msr_kvm_system_time = 0;
     c->msr_kvm_poll_control = 1;
     c->msr_tsc_adjust = 0;
-    c->tsc_offset = -(int64_t)clock_tsc(c->vm);
+    /* All TSCs of a machine agree: the BSP's reset sets them. */
+    const struct kvs_vcpu *bsp = c->vm->vcpus[0];
+    c->tsc_offset = c->id && bsp ? bsp->tsc_offset : -(int64_t)clock_tsc(c->vm);
     c->xcr0 = 1;
-    c->vm->idle_ns += vcpu_retired(c); /* the virtual clock goes on */
     c->budget = 0;
     c->retired_end = 0;
     c->insn_limit = UINT64_MAX;

@@ -91,6 +91,7 @@ enum {
     REQ_CODE_FLUSH = 1 << 4, /* drop all decoded code */
     REQ_HOST_TIMER = 1 << 5, /* exit with KVS_EXIT_HOST_TIMER */
     REQ_W_FLUSH = 1 << 6,    /* drop all write translations (dirty log, code marks) */
+    REQ_CODE_DROP = 1 << 7,  /* drop decoded code of the pages in vm->drop_page */
 };
 
 struct fpu {
@@ -148,6 +149,11 @@ struct kvs_vcpu {
     int64_t budget;          /* instructions that may still retire; valid outside handlers */
     uint64_t retired_end;    /* retired count when budget reaches 0: retired = retired_end - budget */
     uint64_t insn_limit;     /* KVS_EXIT_INSN_LIMIT at this count */
+    uint64_t clock_base;     /* virtual clock = retired + clock_base while this vCPU runs */
+    uint64_t slice_end;      /* virtual clock, several vCPUs: pass the turn at this count */
+    bool in_slice;           /* it has taken the turn up */
+    uint32_t pauses;         /* PAUSE instructions since the last yield */
+    uint64_t drop_seen;      /* of vm->drop_count */
     /* ---- architectural state ---- */
     struct segment seg[SEG_COUNT], ldtr, tr;
     struct dtable gdtr, idtr;

@@ -18,6 +18,7 @@ KVS_API int32_t kvs_vm_create(const struct kvs_vm_config *config, struct kvs_vm 
     atomic_store(&vm->a20_mask, ~0ull);
     pthread_mutex_init(&vm->lock, NULL);
     pthread_mutex_init(&vm->sync_lock, NULL);
+    pthread_mutex_init(&vm->drop_lock, NULL);
     pthread_cond_init(&vm->sync_cond, NULL);
     int rc = clock_create(vm);
     if (rc != KVS_OK) {
@@ -30,10 +31,13 @@ KVS_API int32_t kvs_vm_create(const struct kvs_vm_config *config, struct kvs_vm 
 
 static void vm_free(struct kvs_vm *vm)
 {
+    for (uint32_t n = 0; n < MAX_VCPUS; n++)
+        if (vm->vcpus[n]) vcpu_free(vm->vcpus[n]);
     if (vm->clock) clock_destroy(vm);
     if (vm->irqchip) irqchip_destroy(vm);
     memslots_free(vm);
     pthread_cond_destroy(&vm->sync_cond);
+    pthread_mutex_destroy(&vm->drop_lock);
     pthread_mutex_destroy(&vm->sync_lock);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
@@ -54,14 +58,12 @@ KVS_API void kvs_vm_destroy(struct kvs_vm *vm)
 KVS_API int32_t kvs_vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
 {
     if (!vm || !out || id >= MAX_VCPUS) return -KVS_EINVAL;
-    /* Several vCPUs are for a later version; docs/support.md says so. */
-    if (id != 0) return -KVS_ENOTSUP;
     pthread_mutex_lock(&vm->lock);
-    int rc = vm->vcpus[id] ? -KVS_EEXIST : vcpu_create(vm, id, out);
+    int rc = vm->vcpus[id] ? -KVS_EEXIST : id > atomic_load(&vm->vcpu_count) ? -KVS_EINVAL : vcpu_create(vm, id, out);
     if (rc == KVS_OK) {
         atomic_fetch_add(&vm->refs, 1);
         vm->vcpus[id] = *out;
-        atomic_store(&vm->vcpu_count, id + 1);
+        if (id >= atomic_load(&vm->vcpu_count)) atomic_store(&vm->vcpu_count, id + 1);
     }
     pthread_mutex_unlock(&vm->lock);
     return rc;
@@ -71,17 +73,10 @@ KVS_API int32_t kvs_vcpu_destroy(struct kvs_vcpu *c)
 {
     if (!c) return -KVS_EINVAL;
     if (atomic_exchange(&c->running, 1)) return -KVS_EBUSY;
-    struct kvs_vm *vm = c->vm;
-    /* Timers and lines post requests to vCPUs: they look the vCPU up under this lock. */
-    pthread_mutex_lock(&vm->lock);
-    vm->vcpus[c->id] = NULL;
-    if (c->lapic) {
-        lapic_destroy(c);
-        c->lapic = NULL;
-    }
-    pthread_mutex_unlock(&vm->lock);
-    vcpu_free(c);
-    vm_release(vm);
+    /* Other vCPUs, lines and timers may still post to it: it stops being run (running stays set), and
+     * its memory goes with the VM. */
+    if (c->lapic) lapic_reset(c, false);
+    vm_release(c->vm);
     return KVS_OK;
 }
 
@@ -102,32 +97,40 @@ void vm_sync_begin(struct kvs_vm *vm, struct kvs_vcpu *self)
 {
     /* With one vCPU its own thread has the machine to itself. */
     if (self && atomic_load(&vm->vcpu_count) <= 1) return;
+    const void *me = self ? (const void *)self : vm;
     pthread_mutex_lock(&vm->sync_lock);
+    if (self) {
+        atomic_store(&self->in_guest, 0);
+        pthread_cond_broadcast(&vm->sync_cond);
+    }
+    while (vm->sync_owner && !(me == vm && vm->sync_owner == vm)) pthread_cond_wait(&vm->sync_cond, &vm->sync_lock);
+    vm->sync_owner = me;
+    vm->sync_depth++;
     atomic_fetch_add(&vm->quiesced, 1);
-    vm_request_all(vm, REQ_SYNC);
+    for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++)
+        if (vm->vcpus[n] && vm->vcpus[n] != self) vcpu_request(vm->vcpus[n], REQ_SYNC);
     while (someone_inside(vm, self)) pthread_cond_wait(&vm->sync_cond, &vm->sync_lock);
     pthread_mutex_unlock(&vm->sync_lock);
 }
 
-/* The counterpart wakes those that wait to get in. */
-static void sync_end(struct kvs_vm *vm)
+void vm_sync_end(struct kvs_vm *vm, struct kvs_vcpu *self)
 {
     pthread_mutex_lock(&vm->sync_lock);
-    atomic_fetch_sub(&vm->quiesced, 1);
-    pthread_cond_broadcast(&vm->sync_cond);
+    bool mine = vm->sync_owner == (self ? (const void *)self : vm);
+    if (mine) {
+        if (self) atomic_store(&self->in_guest, 1);
+        if (--vm->sync_depth == 0) vm->sync_owner = NULL;
+        atomic_fetch_sub(&vm->quiesced, 1);
+        pthread_cond_broadcast(&vm->sync_cond);
+    }
     pthread_mutex_unlock(&vm->sync_lock);
-    for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++) {
+    for (uint32_t n = 0; mine && n < atomic_load(&vm->vcpu_count); n++) {
         struct kvs_vcpu *c = vm->vcpus[n];
-        if (!c) continue;
+        if (!c || c == self) continue;
         pthread_mutex_lock(&c->wait_lock);
         pthread_cond_broadcast(&c->wait_cond);
         pthread_mutex_unlock(&c->wait_lock);
     }
-}
-
-void vm_sync_end(struct kvs_vm *vm)
-{
-    if (atomic_load(&vm->quiesced)) sync_end(vm);
 }
 
 KVS_API int32_t kvs_vm_quiesce(struct kvs_vm *vm)
@@ -140,7 +143,10 @@ KVS_API int32_t kvs_vm_quiesce(struct kvs_vm *vm)
 KVS_API int32_t kvs_vm_resume(struct kvs_vm *vm)
 {
     if (!vm) return -KVS_EINVAL;
-    if (!atomic_load(&vm->quiesced)) return -KVS_ESTATE;
-    sync_end(vm);
+    pthread_mutex_lock(&vm->sync_lock);
+    bool held = vm->sync_owner == vm;
+    pthread_mutex_unlock(&vm->sync_lock);
+    if (!held) return -KVS_ESTATE;
+    vm_sync_end(vm, NULL);
     return KVS_OK;
 }

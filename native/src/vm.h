@@ -53,7 +53,13 @@ struct kvs_vm {
     _Atomic uint32_t quiesced;
     _Atomic bool destroyed;
     _Atomic uint64_t host_timer;    /* deadline of KVS_EXIT_HOST_TIMER, ~0 none */
-    uint64_t idle_ns;               /* virtual clock: idle time jumped over */
+    const void *sync_owner;         /* under sync_lock: a vCPU, or the VM itself for the host */
+    uint32_t sync_depth;            /* of the host's nesting */
+    _Atomic uint32_t turn;          /* virtual clock: the vCPU that may run */
+    /* host pages whose code was dropped; each vCPU follows with its own drop_seen */
+    pthread_mutex_t drop_lock;
+    uint64_t drop_count;
+    const uint8_t *drop_page[256];
 };
 
 /* ---- memslot.c ---- */
@@ -70,9 +76,13 @@ void doorbells_free(struct kvs_vm *vm);
 bool doorbell_write(struct kvs_vm *vm, bool is_port, uint64_t addr, uint32_t size, uint64_t value);
 
 /* ---- vm.c: stop the world ---- */
-/* Returns when no vCPU but `self` (may be NULL) is in guest code; vm_sync_end lets them go on. */
+/*
+ * Returns when no vCPU but `self` (NULL: the host) is in guest code; vm_sync_end lets them go on. Only
+ * one can hold the world; a vCPU that waits for it counts as outside meanwhile, so what it knew of
+ * slots and translations is stale afterwards (tlb_catch_up). Host threads may nest.
+ */
 void vm_sync_begin(struct kvs_vm *vm, struct kvs_vcpu *self);
-void vm_sync_end(struct kvs_vm *vm);
+void vm_sync_end(struct kvs_vm *vm, struct kvs_vcpu *self);
 /* Posts requests to every vCPU. */
 void vm_request_all(struct kvs_vm *vm, uint32_t req);
 void vm_release(struct kvs_vm *vm);

@@ -16,7 +16,7 @@ public enum ClockMode
 public sealed record VirtualMachineOptions
 {
     /// <summary>The most vCPUs that one machine can have.</summary>
-    public const int MaxVcpuCount = 1;
+    public const int MaxVcpuCount = 64;
 
     /// <summary>
     /// RAM in bytes that the machine maps at guest-physical address 0 when it is created: a multiple of 4096.

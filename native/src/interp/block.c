@@ -88,25 +88,35 @@ static uint64_t granules(uint32_t first, uint32_t bytes)
     return (b == 63 ? ~0ull : (1ull << (b + 1)) - 1) & ~((1ull << a) - 1);
 }
 
-static void mark_code(struct kvs_vcpu *c, struct kvs_ram *ram, const uint8_t *host, uint32_t bytes)
+/*
+ * Marks the bytes as code. False: this vCPU waited for others, so host pointers and translations are
+ * stale and the caller starts again. SDM 3A "Handling Self- and Cross-Modifying Code"
+ */
+static bool mark_code(struct kvs_vcpu *c, struct kvs_ram *ram, const uint8_t *host, uint32_t bytes)
 {
+    struct kvs_vm *vm = c->vm;
     uint64_t page = (uint64_t)(host - ram->host) >> PAGE_SHIFT;
     uint64_t bits = granules((uint32_t)((uintptr_t)host & PAGE_MASK), bytes);
     uint64_t old = atomic_load_explicit(&ram->code_marks[page], memory_order_relaxed);
-    if ((old & bits) == bits) return;
-    if (old == 0) {
-        /* First code in this page: no vCPU may go on storing through a W tag. */
-        struct kvs_vm *vm = c->vm;
-        if (atomic_load(&vm->vcpu_count) > 1) {
-            vm_sync_begin(vm, c);
+    if ((old & bits) == bits) return true;
+    if (old == 0 && atomic_load(&vm->vcpu_count) > 1) {
+        /* First code in this page: no vCPU may go on storing to it through a W tag. */
+        const struct memslots *slots = atomic_load(&vm->slots);
+        vm_sync_begin(vm, c);
+        tlb_catch_up(c);
+        bool same = slots == atomic_load(&vm->slots);
+        if (same) {
             for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++)
                 if (vm->vcpus[n] && vm->vcpus[n] != c) vcpu_request(vm->vcpus[n], REQ_W_FLUSH);
             atomic_fetch_or(&ram->code_marks[page], bits);
-            vm_sync_end(vm);
         }
-        tlb_deny_write(c, page_of(host));
+        vm_sync_end(vm, c);
+        if (same) tlb_deny_write(c, page_of(host));
+        return false;
     }
+    if (old == 0) tlb_deny_write(c, page_of(host));
     atomic_fetch_or(&ram->code_marks[page], bits);
+    return true;
 }
 
 /* ---- dropping code ---- */
@@ -140,15 +150,33 @@ static void page_drop(struct kvs_vcpu *c, const uint8_t *page)
     jc_flush(c);
 }
 
+/* Pages first to last of ram change: this vCPU's blocks go at once, the others' at their next poll. */
 static void pages_drop(struct kvs_vm *vm, struct kvs_vcpu *self, struct kvs_ram *ram, uint64_t first, uint64_t last)
 {
+    bool others = false;
+    for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++) others |= vm->vcpus[n] && vm->vcpus[n] != self;
     for (uint64_t page = first; page <= last; page++) {
-        if (!atomic_load_explicit(&ram->code_marks[page], memory_order_relaxed)) continue;
-        atomic_store(&ram->code_marks[page], 0);
-        if (self) page_drop(self, ram->host + (page << PAGE_SHIFT));
+        if (!atomic_exchange(&ram->code_marks[page], 0)) continue;
+        const uint8_t *host = ram->host + (page << PAGE_SHIFT);
+        if (self) page_drop(self, host);
+        if (!others) continue;
+        pthread_mutex_lock(&vm->drop_lock);
+        vm->drop_page[vm->drop_count++ % ARRAY_SIZE(vm->drop_page)] = host;
+        pthread_mutex_unlock(&vm->drop_lock);
     }
-    for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++)
-        if (vm->vcpus[n] && vm->vcpus[n] != self) vcpu_request(vm->vcpus[n], REQ_CODE_FLUSH);
+    for (uint32_t n = 0; others && n < atomic_load(&vm->vcpu_count); n++)
+        if (vm->vcpus[n] && vm->vcpus[n] != self) vcpu_request(vm->vcpus[n], REQ_CODE_DROP);
+}
+
+void code_drop_pending(struct kvs_vcpu *c)
+{
+    struct kvs_vm *vm = c->vm;
+    const uint32_t size = ARRAY_SIZE(vm->drop_page);
+    pthread_mutex_lock(&vm->drop_lock);
+    if (vm->drop_count - c->drop_seen > size) block_cache_flush(c);
+    else while (c->drop_seen != vm->drop_count) page_drop(c, vm->drop_page[c->drop_seen++ % size]);
+    c->drop_seen = vm->drop_count;
+    pthread_mutex_unlock(&vm->drop_lock);
 }
 
 void code_store_check(struct kvs_vcpu *c, struct memslot *s, uint8_t *host, uint32_t size)
@@ -318,10 +346,11 @@ struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st)
         return NULL;
     }
     struct kvs_ram *ram;
-    const uint8_t *host = mmu_fetch(c, la, &ram, st);
-    if (!host) return NULL;
     uint16_t off = la & PAGE_MASK;
     uint32_t mode = c->mode;
+restart:;
+    const uint8_t *host = mmu_fetch(c, la, &ram, st);
+    if (!host) return NULL;
 
     struct block_cache *bc = c->blocks;
     if (max == 0) {
@@ -343,13 +372,20 @@ struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st)
         }
     }
 
+    /* Another vCPU may be storing here: decode from a copy, mark, and see whether the bytes stayed. */
+    uint8_t copy[15 * MAX_INSNS];
+    bool shared = !max && atomic_load(&c->vm->vcpu_count) > 1;
+    if (shared) memcpy(copy, host, min_u64(sizeof copy, PAGE_SIZE - off));
     struct build bd;
     bd.bytes = 0;
-    int r = build_block(c, host, rip, off, max ? max : MAX_INSNS - 1, &bd);
+    int r = build_block(c, shared ? copy : host, rip, off, max ? max : MAX_INSNS - 1, &bd);
     if (r != ST_OK) {
         *st = r;
         return NULL;
     }
+    uint32_t in_page = (uint32_t)min_u64(bd.bytes, PAGE_SIZE - off);
+    if (!max && !mark_code(c, ram, host, in_page)) goto restart;
+    if (shared && memcmp(copy, host, in_page)) goto restart;
     size_t size = sizeof(struct block) + bd.slots * sizeof(struct kvs_insn);
     struct block *b = max ? (struct block *)c->step_block : arena_alloc(c, size);
     memset(b, 0, sizeof *b);
@@ -365,7 +401,6 @@ struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st)
     c->gpr[GPR_RIPBASE] = rip - off;
     if (max) return b;
     c->stats.blocks_decoded++;
-    mark_code(c, ram, host, (uint32_t)min_u64(bd.bytes, PAGE_SIZE - off));
     if (!register_block(c, b, page_of(host))) return block_find(c, 0, st);
     uint32_t h = block_hash(host, mode);
     b->hash_next = bc->hash[h];

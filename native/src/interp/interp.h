@@ -215,6 +215,7 @@ static inline uint32_t jc_index(uint64_t la) { return (uint32_t)(la ^ (la >> JC_
 int block_cache_create(struct kvs_vcpu *c);
 void block_cache_destroy(struct kvs_vcpu *c);
 void block_cache_flush(struct kvs_vcpu *c);
+void code_drop_pending(struct kvs_vcpu *c); /* REQ_CODE_DROP */
 /* Block at c->rip, decoded if need be; max: at most so many instructions, uncached (0: no bound).
  * NULL with *st = ST_FAULT or ST_EXIT. Sets gpr[GPR_RIPBASE]. */
 struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st);

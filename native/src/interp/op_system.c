@@ -1,4 +1,6 @@
 /* System instructions that do not transfer control. SDM 2 "Instruction Set Reference" */
+#include <sched.h>
+
 #include "../irqchip/irqchip.h"
 #include "../sys/transfer.h"
 #include "interp.h"
@@ -59,7 +61,18 @@ OPX(hlt)
     atomic_store(&c->mp_state, KVS_MP_STATE_HALTED);
     return ST_END;
 }
-OPX(pause) { return ST_OK; }
+/* A spinning vCPU lets the one it waits for run: vCPUs may outnumber processors. */
+OPX(pause)
+{
+    if (LIKELY(atomic_load_explicit(&c->vm->vcpu_count, memory_order_relaxed) <= 1)) return ST_OK;
+    if (++c->pauses % 64) return ST_OK;
+    if (c->vm->config.clock_mode == KVS_CLOCK_REAL) {
+        sched_yield();
+        return ST_OK;
+    }
+    c->slice_end = vcpu_retired_at(c, i, budget) + 1;
+    return ST_END;
+}
 
 /* ---- segment registers ---- */
 

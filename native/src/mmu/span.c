@@ -38,7 +38,7 @@ void vrmw_end(struct kvs_vcpu *c)
 
 static void rmw_go_on(struct kvs_vcpu *c)
 {
-    if (c->rmw.stopped) vm_sync_end(c->vm);
+    if (c->rmw.stopped) vm_sync_end(c->vm, c);
     c->rmw.stopped = false;
 }
 

@@ -33,6 +33,8 @@ internal sealed record RunOptions
 
     public long Memory { get; init; } = DefaultMemory;
 
+    public int Cpus { get; init; } = 1;
+
     /// <summary>A CPU model and its +feature and -feature changes, or the default model.</summary>
     public string? Cpu { get; init; }
 

@@ -69,7 +69,9 @@ internal static class RunOptionsParser
             throw Usage($"--cpus: '{text}' is not a number of processors");
         }
 
-        return count == 1 ? options : throw Usage($"--cpus {count}: this version runs one processor per machine");
+        return count <= VirtualMachineOptions.MaxVcpuCount
+            ? options with { Cpus = count }
+            : throw Usage($"--cpus {count}: a machine has at most {VirtualMachineOptions.MaxVcpuCount} processors");
     }
 
     private static RunOptions ParseSerial(RunOptions options, string text) => text switch

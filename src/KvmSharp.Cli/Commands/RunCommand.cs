@@ -97,6 +97,7 @@ internal sealed class RunCommand : IDisposable
     {
         var options = new PcMachineOptions
         {
+            VcpuCount = _options.Cpus,
             MemorySize = (ulong)_options.Memory,
             Cpu = ParseCpu(_options.Cpu),
             Clock = _options.VirtualClock ? ClockMode.Virtual : ClockMode.Real,
