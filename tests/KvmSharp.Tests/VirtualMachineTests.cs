@@ -280,10 +280,14 @@ public sealed class VirtualMachineTests
         Assert.Throws<KvmSharpException>(() => new VirtualMachine(new VirtualMachineOptions { MemorySize = 1UL << 60 }));
         Assert.Throws<KvmSharpException>(() => new VirtualMachine(new VirtualMachineOptions { Clock = (ClockMode)7 }));
         Assert.Equal(KvmSharpErrorCode.NotSupported,
-            Assert.Throws<KvmSharpException>(() => new VirtualMachine(new VirtualMachineOptions { VcpuCount = 2 })).ErrorCode);
+            Assert.Throws<KvmSharpException>(() => new VirtualMachine(new VirtualMachineOptions { VcpuCount = VirtualMachineOptions.MaxVcpuCount + 1 })).ErrorCode);
         using var machine = new VirtualMachine(new VirtualMachineOptions { VcpuCount = 0 });
         Assert.Throws<InvalidOperationException>(machine.Start);
-        machine.CreateVcpu();
+        for (var i = 0; i < VirtualMachineOptions.MaxVcpuCount; i++)
+        {
+            machine.CreateVcpu();
+        }
+
         Assert.Throws<KvmSharpException>(() => machine.CreateVcpu());
     }
 

@@ -71,7 +71,7 @@ public sealed class PcMachineTests
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = 1 << 20 }));
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = (64 << 20) + 1 }));
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { MemorySize = ulong.MaxValue - 4095 }));
-        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { VcpuCount = 2 }));
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { VcpuCount = VirtualMachineOptions.MaxVcpuCount + 1 }));
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { VcpuCount = 0 }));
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { Initrd = BootImage.FromBytes(new byte[1]) }));
         Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { SerialPorts = [null, null, null, null, null] }));
