@@ -13,74 +13,82 @@ public sealed class VirtualClockTests
     [Fact]
     public async Task BootIsTheSameEachTimeAndFromASavedState()
     {
-        using MemoryStream state = new();
-        string[] expected;
+        using MemoryStream saved = new();
+        string first;
+        MachineState last;
         await using (PcMachine machine = await CreateAsync())
         {
-            expected = [Hash(machine, First), Hash(machine, Last)];
+            RunUntil(machine, First);
+            first = Hash(machine);
+            RunUntil(machine, Last);
+            last = machine.VirtualMachine.SaveState();
         }
 
         await using (PcMachine machine = await CreateAsync())
         {
-            Assert.Equal(expected[0], Hash(machine, First));
-            Assert.True(machine.VirtualMachine.RunUntil(Middle));
-            machine.VirtualMachine.SaveState(state);
-            Assert.Equal(expected[1], Hash(machine, Last));
+            RunUntil(machine, First);
+            Assert.Equal(first, Hash(machine));
+            RunUntil(machine, Middle);
+            machine.VirtualMachine.SaveState(saved);
+            RunUntil(machine, Last);
+            StateComparison.AssertEqual(last, machine.VirtualMachine.SaveState());
+            Assert.Equal(Convert.ToHexString(last.ComputeHash()), Hash(machine));
         }
 
-        state.Position = 0;
+        saved.Position = 0;
         await using (PcMachine machine = await CreateAsync())
         {
-            machine.VirtualMachine.LoadState(state);
+            machine.VirtualMachine.LoadState(saved);
             Assert.Equal(Middle, machine.VirtualMachine.Vcpus[0].InstructionCount);
-            Assert.Equal(expected[1], Hash(machine, Last));
+            RunUntil(machine, Last);
+            StateComparison.AssertEqual(last, machine.VirtualMachine.SaveState());
         }
     }
 
     [Fact]
     public async Task StopsOnTheWayChangeNothing()
     {
-        await using PcMachine straight = new(DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual });
-        await using PcMachine halting = new(DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual });
-        for (ulong count = 1; count < 15_000; count += 97)
+        await using PcMachine straight = new(Options());
+        await using PcMachine halting = new(Options());
+        const ulong End = 15_000;
+        for (ulong count = 1; count < End; count += 97)
         {
-            Assert.True(halting.VirtualMachine.RunUntil(count));
+            RunUntil(halting, count);
         }
 
-        Assert.Equal(Hash(straight, 15_000), Hash(halting, 15_000));
+        RunUntil(straight, End);
+        RunUntil(halting, End);
+        StateComparison.AssertEqual(straight.VirtualMachine.SaveState(), halting.VirtualMachine.SaveState());
     }
 
     [Fact]
     public async Task StateSavedAnywhereContinuesInAFreshMachine()
     {
-        PcMachineOptions options = DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual, MemorySize = 32UL << 20 };
-        await using PcMachine original = new(options);
+        await using PcMachine original = new(Options());
+        await using PcMachine reference = new(Options());
         const ulong End = 18_000;
-        string expected;
-        await using (PcMachine reference = new(options))
-        {
-            expected = Hash(reference, End);
-        }
-
+        RunUntil(reference, End);
+        MachineState expected = reference.VirtualMachine.SaveState();
         for (ulong count = 1; count < End; count += 1031)
         {
-            Assert.True(original.VirtualMachine.RunUntil(count));
-            using var state = new MemoryStream();
-            original.VirtualMachine.SaveState(state);
-            state.Position = 0;
-            await using PcMachine copy = new(options);
+            RunUntil(original, count);
+            MachineState state = original.VirtualMachine.SaveState();
+            await using PcMachine copy = new(Options());
             copy.VirtualMachine.LoadState(state);
-            Assert.Equal(Convert.ToHexString(original.VirtualMachine.ComputeStateHash()), Convert.ToHexString(copy.VirtualMachine.ComputeStateHash()));
-            Assert.Equal(expected, Hash(copy, End));
+            StateComparison.AssertEqual(state, copy.VirtualMachine.SaveState());
+            RunUntil(copy, End);
+            StateComparison.AssertEqual(expected, copy.VirtualMachine.SaveState());
         }
     }
+
+    private static PcMachineOptions Options() =>
+        DemoGuestTests.Options(new MemoryCharacterBackend()) with { Clock = ClockMode.Virtual, MemorySize = 32UL << 20 };
 
     private static async Task<PcMachine> CreateAsync() =>
         new(LinuxGuest.CreateOptions(await DebianCache.CloudAsync(), new MemoryCharacterBackend(), ClockMode.Virtual));
 
-    private static string Hash(PcMachine machine, ulong instructions)
-    {
+    private static void RunUntil(PcMachine machine, ulong instructions) =>
         Assert.True(machine.VirtualMachine.RunUntil(instructions), $"the machine ended before {instructions} instructions");
-        return Convert.ToHexString(machine.VirtualMachine.ComputeStateHash());
-    }
+
+    private static string Hash(PcMachine machine) => Convert.ToHexString(machine.VirtualMachine.ComputeStateHash());
 }
