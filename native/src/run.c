@@ -493,8 +493,9 @@ static enum verdict turn(struct kvs_vcpu *c)
     if (set_budget(c) == EXIT) return EXIT;
     bool host_step = host_steps(c);
     int st;
-    if (UNLIKELY(in_flight || c->int_shadow || host_step || c->trace || debug_stepping(c))) {
+    if (UNLIKELY(in_flight || c->int_shadow || c->step_next || host_step || c->trace || debug_stepping(c))) {
         if (!in_flight && debug_before(c)) return c->run->exit_reason == KVS_EXIT_DEBUG ? EXIT : GO_ON;
+        c->step_next = false;
         st = step(c);
         enum verdict v = after(c, st);
         if (v == GO_ON && host_step && st != ST_AGAIN && c->replay_count == 0) {
@@ -510,7 +511,9 @@ static enum verdict turn(struct kvs_vcpu *c)
             b = block_find(c, (uint32_t)min_u64((uint64_t)c->budget, MAX_INSNS - 1), &st);
             if (!b) return after(c, st);
         }
+        c->in_chain = true;
         st = b->insn[0].fn(c, b->insn, c->budget);
+        c->in_chain = false;
     }
     return after(c, st);
 }

@@ -190,6 +190,8 @@ struct kvs_vcpu {
     /* ---- decoded code ---- */
     struct block_cache *blocks;
     uint32_t code_modified;  /* a store hit decoded code: leave after this instruction */
+    bool in_chain;           /* a chain of handlers runs: the count of retired instructions is in its budget only */
+    bool step_next;          /* the next instruction runs by itself */
     uint32_t near_stores;    /* stores beside code since the last drop; see block.c */
     void *step_block;        /* uncached block of stepping and exact stops */
     /* ---- object ---- */

@@ -42,6 +42,17 @@ static void fill(struct kvs_vcpu *c, struct tlb_class *k, uint64_t la, const str
     tlb_note_large(k, la, t->page_bits);
 }
 
+/*
+ * Virtual time is the count of retired instructions, which is not known inside a chain of handlers.
+ * A device must see the exact time, so the instruction starts again and runs by itself.
+ */
+static int device_access(struct kvs_vcpu *c)
+{
+    if (!c->in_chain || c->vm->config.clock_mode != KVS_CLOCK_VIRTUAL) return ST_OK;
+    c->step_next = true;
+    return ST_AGAIN;
+}
+
 /* Translates an access that stays in its page. */
 static int translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access, int how, struct mem_part *p)
 {
@@ -60,7 +71,7 @@ static int translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
     if (UNLIKELY(st)) return st;
     p->gpa = t.gpa;
     p->slot = memslot_find(c->vm, t.gpa);
-    if (!p->slot) return ST_OK;
+    if (!p->slot) return device_access(c);
     p->host = p->slot->host + (t.gpa - p->slot->gpa);
     if (access != ACC_R && !(p->slot->flags & KVS_MEM_READONLY)) memslot_mark_dirty(p->slot, t.gpa, size);
     fill(c, k, la, &t, p->slot, p->host);
