@@ -6,6 +6,9 @@
  */
 #include "fuzz.h"
 
+#include <pthread.h>
+#include <unistd.h>
+
 #define KIB(n) ((n) * 1024u)
 #define RAM_SIZE KIB(256)
 #define ALIAS 0x100000u  /* RAM from 128 KiB on, once more */
@@ -51,6 +54,39 @@ static uint64_t any_address(struct rng *r)
     case 7: return rnd_value(r);
     default: return rnd(r) & (RAM_SIZE - 1);
     }
+}
+
+/*
+ * A fault whose handler faults never retires an instruction and would go on for ever, as on silicon:
+ * a second thread kicks a vCPU that has been in one case for too long.
+ */
+static struct { pthread_mutex_t lock; struct kvs_vcpu *c; uint64_t number; bool kicked; } watched = { PTHREAD_MUTEX_INITIALIZER, NULL, 0, false };
+
+static void *watchdog(void *unused)
+{
+    uint64_t last = 0;
+    for (;;) {
+        usleep(300);
+        pthread_mutex_lock(&watched.lock);
+        if (watched.c && watched.number == last) {
+            watched.kicked = true;
+            kvs_vcpu_kick(watched.c);
+        }
+        last = watched.number;
+        pthread_mutex_unlock(&watched.lock);
+    }
+    return unused;
+}
+static void watch(struct kvs_vcpu *c)
+{
+    static bool started;
+    pthread_t thread;
+    if (!started) started = pthread_create(&thread, NULL, watchdog, NULL) == 0;
+    pthread_mutex_lock(&watched.lock);
+    watched.c = c;
+    watched.number++;
+    watched.kicked = false;
+    pthread_mutex_unlock(&watched.lock);
 }
 
 /* ---- tables ---- */
@@ -327,18 +363,21 @@ static void one(struct rng *r)
         struct kvs_guest_debug d = { .control = KVS_GUESTDBG_ENABLE | KVS_GUESTDBG_SINGLESTEP };
         kvs_vcpu_set_guest_debug(g.c, &d);
     }
+    watch(g.c);
     for (uint32_t exits = 0; exits < 24; exits++) {
         int32_t rc = kvs_vcpu_run(g.c);
         FUZZ_CHECK(rc == 0);
         uint32_t reason = g.run->exit_reason;
         if (reason == KVS_EXIT_INSN_LIMIT || reason == KVS_EXIT_SHUTDOWN || reason == KVS_EXIT_INTERNAL_ERROR) break;
         if (reason == KVS_EXIT_HLT && !rnd_one(r, 4)) break;
+        if (reason == KVS_EXIT_INTR && watched.kicked) break;
         answer(r);
         if (rnd_one(r, 64)) save_and_load(r);
     }
     if (rnd_one(r, 16)) save_and_load(r);
     struct kvs_guest_debug off = { 0 };
     kvs_vcpu_set_guest_debug(g.c, &off);
+    watch(NULL);
 }
 
 static void machine_create(struct rng *r)
@@ -418,7 +457,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         size_t room = RAM_SIZE - (rip & (RAM_SIZE - 1)), n = size - 9 < room ? size - 9 : room;
         memcpy(g.m + (rip & (RAM_SIZE - 1)), data + 9, n);
         kvs_vcpu_set_insn_limit(g.c, 1000);
-        for (int exits = 0; exits < 64 && kvs_vcpu_run(g.c) == 0 && g.run->exit_reason != KVS_EXIT_INSN_LIMIT; exits++) answer(&r);
+        watch(g.c);
+        for (int exits = 0; exits < 64 && kvs_vcpu_run(g.c) == 0 && g.run->exit_reason != KVS_EXIT_INSN_LIMIT && !watched.kicked; exits++)
+            answer(&r);
+        watch(NULL);
     }
     machine_destroy();
     return 0;

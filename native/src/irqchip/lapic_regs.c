@@ -429,8 +429,6 @@ int lapic_set_state(struct kvs_vcpu *c, const struct kvs_lapic_state *s)
     if (!l)
         return -KVS_ENOENT;
     memcpy(image, s->regs, sizeof image);
-    if ((image[R_LVT_TIMER >> 2] & LVT_TIMER_MODE) == LVT_TIMER_MODE)
-        return -KVS_ESTATE;
     pthread_mutex_lock(&l->lock);
     static const struct { uint16_t offset; uint32_t mask; } plain[] = {
         { R_TPR, 0xff }, { R_LDR, UINT32_MAX }, { R_SPIV, SPIV_WRITABLE }, { R_ESR, ERR_ALL },
