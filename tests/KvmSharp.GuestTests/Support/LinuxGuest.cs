@@ -15,8 +15,8 @@ internal sealed class LinuxGuest : IAsyncDisposable
     private int _position;
     private int _commands;
 
-    public LinuxGuest(DebianImage image, ClockMode clock = ClockMode.Real) =>
-        Machine = new PcMachine(CreateOptions(image, _serial, clock));
+    public LinuxGuest(DebianImage image, ClockMode clock = ClockMode.Real, int vcpus = 1) =>
+        Machine = new PcMachine(CreateOptions(image, _serial, clock) with { VcpuCount = vcpus });
 
     public PcMachine Machine { get; }
 
