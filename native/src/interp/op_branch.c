@@ -44,11 +44,20 @@ static inline uint64_t code_linear(const struct kvs_vcpu *c, uint64_t rip)
     return is_code64(c) ? rip : (uint32_t)(c->seg[SEG_CS].base + rip);
 }
 
-static NOINLINE int dispatch_slow(OPARGS)
+/*
+ * By itself, for the address of its local: a caller that took one could not tail-call the block, and a guest that
+ * never links its branches would use up the host's stack.
+ */
+static NOINLINE struct block *target_block(struct kvs_vcpu *c)
 {
     int st;
+    return block_find(c, 0, &st);
+}
+
+static NOINLINE int dispatch_slow(OPARGS)
+{
     uint64_t la = code_linear(c, c->rip);
-    struct block *b = block_find(c, 0, &st);
+    struct block *b = target_block(c);
     if (!b) {
         /* The run loop finds the same fault again, with the branch retired. */
         c->exc.pending = false;
@@ -86,8 +95,7 @@ static NOINLINE int branch_unlinked(OPARGS)
     }
     if (off < 0 || off >= PAGE_SIZE || !(c->mode & MODE_CSFLAT)) return op_dispatch(c, i, budget);
     uint32_t generation = (uint32_t)(c->jc_key >> 16);
-    int st;
-    struct block *b = block_find(c, 0, &st);
+    struct block *b = target_block(c);
     if (!b) {
         c->exc.pending = false;
         return branch_leave(c, i, budget);
