@@ -32,10 +32,16 @@ static NOINLINE int branch_fault(OPARGS, int st)
     return st;
 }
 
+/* clang knows what branch_leave_block returns and would rather call it and return that itself. */
+#if defined(__clang__)
+#define TAIL_RETURN __attribute__((musttail)) return
+#else
+#define TAIL_RETURN return
+#endif
 #define ENTER_BLOCK(b)                                                                            \
     do {                                                                                          \
         if (UNLIKELY(budget < atomic_load_explicit(&c->limit, memory_order_relaxed)))             \
-            return branch_leave_block(c, (b)->insn, budget);                                      \
+            TAIL_RETURN branch_leave_block(c, (b)->insn, budget);                                 \
         return (b)->insn[0].fn(c, (b)->insn, budget);                                             \
     } while (0)
 
