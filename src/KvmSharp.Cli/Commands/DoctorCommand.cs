@@ -24,6 +24,12 @@ internal sealed record CheckResult(string Name, CheckOutcome Outcome, string Det
 /// <summary><c>kvmsharp doctor</c>: says whether this host can run guests, and what is missing.</summary>
 internal static class DoctorCommand
 {
+    // What programs for x86-64-v2 may use: x86-64 psABI, "Machine Interface".
+    private static readonly string[] _level2 =
+    [
+        "cmov", "cx8", "fpu", "fxsr", "mmx", "syscall", "sse", "sse2", "cx16", "lahf-lm", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2",
+    ];
+
     private static readonly TimeSpan SelfTestLimit = TimeSpan.FromSeconds(30);
 
     public static int Run(IReadOnlyList<string> arguments)
@@ -65,7 +71,7 @@ internal static class DoctorCommand
     {
         try
         {
-            string[] missing = [.. CpuModel.Default.Features.Except(CpuModel.SupportedFeatureNames)];
+            string[] missing = [.. _level2.Except(CpuModel.SupportedFeatureNames)];
             return missing.Length == 0
                 ? new CheckResult("default CPU model", CheckOutcome.Ok, CpuModel.Default.Name)
                 : new CheckResult("default CPU model", CheckOutcome.Warning, $"{CpuModel.Default.Name} without {string.Join(", ", missing)}");
