@@ -56,10 +56,16 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
     /// <summary>Guest-physical memory.</summary>
     public GuestMemory Memory { get; }
 
-    /// <summary>The I/O ports, 0 to 0xFFFF.</summary>
+    /// <summary>
+    /// The I/O ports, 0 to 0xFFFF. Those of interrupt controllers and timer (0x20-0x21, 0x40-0x43, 0x61, 0xA0-0xA1,
+    /// 0x4D0-0x4D1) are answered by the core, where the machine has them, and never come here.
+    /// </summary>
     public IoBus Ports { get; } = new("port", 0xffff);
 
-    /// <summary>Memory-mapped registers: guest-physical addresses that no slot backs, and writes to read-only slots.</summary>
+    /// <summary>
+    /// Memory-mapped registers: guest-physical addresses that no slot backs, and writes to read-only slots. Those of IOAPIC
+    /// and local APICs are answered by the core, where the machine has them, and never come here.
+    /// </summary>
     public IoBus Mmio { get; } = new("MMIO", ulong.MaxValue);
 
     /// <summary>The processors by index.</summary>

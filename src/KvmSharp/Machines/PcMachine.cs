@@ -35,6 +35,7 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
+        CheckHostMemory(options.MemorySize);
         Options = options;
         VirtualMachine = new VirtualMachine(new VirtualMachineOptions
         {
@@ -132,6 +133,30 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         foreach (var port in _serialPorts)
         {
             port?.Disconnect();
+        }
+    }
+
+    // Guest memory costs host memory only when it is touched, but a guest touches a part of all it has.
+    private static void CheckHostMemory(ulong size)
+    {
+        const string Information = "/proc/meminfo";
+        if (!File.Exists(Information))
+        {
+            return;
+        }
+        ulong total = 0;
+        foreach (var line in File.ReadLines(Information))
+        {
+            var parts = line.Split(' ', StringSplitOptions.RemoveEmptyEntries);
+            if (parts is ["MemTotal:" or "SwapTotal:", var number, "kB"] && ulong.TryParse(number, out var kilobytes))
+            {
+                total += kilobytes << 10;
+            }
+        }
+        if (total != 0 && size > total)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.OutOfMemory,
+                $"The host has {total >> 20} MiB of memory, too little for a guest with {size >> 20} MiB.");
         }
     }
 
