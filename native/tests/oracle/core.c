@@ -185,15 +185,20 @@ static void run_case(struct test_case *t, bool stepped)
     load_state(c, t);
     struct kvs_core_state s;
     kvs_vcpu_get_core_state(c, &s);
-    kvs_vcpu_set_insn_limit(c, stepped ? s.retired + 1 : s.retired + 100000);
-    int32_t result = kvs_vcpu_run(c);
-    uint32_t reason = kvs_vcpu_run_block(c)->exit_reason;
+    uint64_t next = t->in.rip + t->length;
+    int32_t result;
+    uint32_t reason;
+    for (uint32_t steps = 1;; steps++) {
+        kvs_vcpu_set_insn_limit(c, stepped ? s.retired + steps : s.retired + 100000);
+        result = kvs_vcpu_run(c);
+        reason = kvs_vcpu_run_block(c)->exit_reason;
+        if (!t->sequence || !stepped || result || reason != KVS_EXIT_INSN_LIMIT || c->cpl != 3 || c->rip == next || steps == 32) break;
+    }
     o->vector = NO_VECTOR;
     o->error = 0;
     o->cr2 = 0;
     save_state(c, o);
     window_save(core.ram + P_ARENA, o->mem);
-    uint64_t next = t->in.rip + t->length;
     if (result || (reason != KVS_EXIT_HLT && reason != KVS_EXIT_INSN_LIMIT)) {
         o->vector = 0xfd;
         o->error = reason;
@@ -221,7 +226,7 @@ void core_run(struct batch *b)
     for (uint32_t i = 0; i < b->count; i++) {
         struct test_case *t = &b->c[i];
         uint8_t *p = core.ram + P_CODE + i * SLOT_SIZE + SLOT_IP;
-        memcpy(p, (const uint8_t *)(uintptr_t)case_ip(i), 32);
+        memcpy(p, (const uint8_t *)(uintptr_t)case_ip(i), CODE_MAX + 16);
         (void)t;
     }
     kvs_mem_written(core.vm, P_CODE, CODE_SIZE);

@@ -167,7 +167,7 @@ static void set_stack(struct maker *m)
 static bool landing_ok(const struct test_case *t, uint64_t rip)
 {
     if (rip - (STUB - 0x100) < 0x2200) return false;
-    if (rip - CODE < CODE_SIZE) return (rip - (t->in.rip - SLOT_IP)) < SLOT_SIZE && rip - t->in.rip >= 32;
+    if (rip - CODE < CODE_SIZE) return (rip - (t->in.rip - SLOT_IP)) < SLOT_SIZE && rip - t->in.rip >= CODE_MAX + 16;
     return rip < 0x500000000000ull || rip >= 0x800000000000ull;
 }
 static uint64_t pick_landing(struct maker *m, uint32_t osize)
@@ -256,6 +256,15 @@ static void random_x87(struct rng *r, uint8_t *fx, bool mmx)
             if (i && rnd_one(r, 6)) memcpy(fx + 32 + 16 * i, fx + 32, 10);
         }
     }
+}
+
+static void random_flags(struct rng *r, struct test_case *t)
+{
+    uint64_t x = rnd(r);
+    t->in.rflags = 0x202 | (x & FLAGS_STATUS);
+    if (!(x >> 32 & 7)) t->in.rflags |= FLAG_DF;
+    if (!(x >> 35 & 63)) t->in.rflags |= FLAG_AC;
+    if (!(x >> 41 & 31)) t->in.rflags |= FLAG_ID;
 }
 
 static void fresh_fx(struct rng *r, uint8_t *fx)
@@ -538,15 +547,20 @@ static uint32_t memory_size(const struct decoded *d)
     return f->k[0] == M_ || f->k[1] == M_ ? 16 : 0;
 }
 
+static void fresh_slot(struct rng *r, struct test_case *t)
+{
+    if (t->uses_sse) return;
+    for (uint32_t i = 0; i + 8 <= WINDOW_SIZE; i += 8) st64(t->in.mem + i, rnd(r));
+    fresh_fx(r, t->in.fx);
+    t->uses_sse = true;
+}
+
 bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct test_case *t)
 {
     struct maker m = { r, t, slot, 0, 0 };
     const struct row_form *f = &row_forms[k->row];
-    if (!t->uses_sse) { /* the slot is new */
-        for (uint32_t i = 0; i + 8 <= WINDOW_SIZE; i += 8) st64(t->in.mem + i, rnd(r));
-        fresh_fx(r, t->in.fx);
-        t->uses_sse = true;
-    }
+    fresh_slot(r, t);
+    t->sequence = false;
     for (int tries = 0;; tries++) {
         if (tries == 64) return false;
         struct encode_request q = { .row = k->row, .bits = k->bits, .width = k->width, .memory = k->memory,
@@ -564,11 +578,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         t->row = k->row;
         m.pinned = 0;
         for (int i = 0; i < 16; i++) t->in.gpr[i] = rnd_value(r);
-        uint64_t x = rnd(r);
-        t->in.rflags = 0x202 | (x & FLAGS_STATUS);
-        if (!(x >> 32 & 7)) t->in.rflags |= FLAG_DF;
-        if (!(x >> 35 & 63)) t->in.rflags |= FLAG_AC;
-        if (!(x >> 41 & 31)) t->in.rflags |= FLAG_ID;
+        random_flags(r, t);
         if (f->attr & (A_X87 | A_MMX)) random_x87(r, t->in.fx, f->attr & A_MMX);
         if (f->attr & A_SSE) {
             st32(t->in.fx + 24, random_mxcsr(r));
@@ -598,4 +608,86 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         case_undefined(t);
         return true;
     }
+}
+
+/* ---- sequences ---- */
+/* Rows whose instructions do the same wherever they stand: nothing that jumps, uses the stack or an
+ * address in registers, leaves undefined registers, or stores instruction pointers. */
+static bool fits_sequence(uint32_t row)
+{
+    static const char *const unfit[] = { "div", "idiv", "aam", "shld", "shrd", "bswap", "push", "pop", "pusha", "popa", "pushf", "popf", "enter",
+        "leave", "ret", "call", "jmp", "loop", "loope", "loopne", "jcxz", "xlat", "bound", "movs", "cmps", "stos", "lods", "scas", "int3", "into",
+        "ud0", "ud1", "ud2", "maskmovq", "maskmovdqu", "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "ldmxcsr", "fldcw", "fnstcw",
+        "bsf", "bsr", "j", "xsave", "xsavec", "xsaveopt", "xrstor", NULL };
+    const struct row_form *f = &row_forms[row];
+    return f->id && !row_excluded(row) && !(f->attr & A_END) && !has_mnemonic(row, unfit);
+}
+
+/* One instruction without registers in its address; false: try again. */
+static bool sequence_step(struct rng *r, struct test_case *t, uint32_t row, struct decoded *d, uint8_t *out)
+{
+    uint32_t widths = row_widths(&row_forms[row], t->bits), w = rnd_below(r, 4);
+    struct encode_request q = { .row = row, .bits = t->bits, .width = 8u << w, .memory = rnd_one(r, 2), .plain = !rnd_one(r, 4),
+        .ip = t->in.rip + t->length, .target = MID + WINDOW0 + (rnd(r) & 0x3f0) };
+    if (!(widths >> w & 1)) return false;
+    memset(out, 0x90, 16);
+    uint32_t n = encode_row(r, &q, out);
+    if (decode(out, 15, t->bits, true, ~0ull, d) != DECODE_OK || d->row != row || d->length != n) return false;
+    return !d->is_mem || (d->base >= 16 && d->index >= 16 && d->seg < SEG_FS && d->asize != 2);
+}
+
+bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_case *t)
+{
+    static uint16_t rows[3][ROW_COUNT], counts[3]; /* integer, SIMD, x87 */
+    if (!counts[0]) {
+        for (uint32_t row = 1; row < ROW_COUNT; row++) {
+            if (!fits_sequence(row)) continue;
+            uint32_t attr = row_forms[row].attr, kind = attr & A_X87 ? 2 : attr & (A_SSE | A_MMX) ? 1 : 0;
+            rows[kind][counts[kind]++] = (uint16_t)row;
+        }
+    }
+    fresh_slot(r, t);
+    t->sequence = true;
+    t->row = ROW_none;
+    memset(&t->d, 0, sizeof t->d);
+    t->bits = (uint8_t)bits;
+    t->in.rip = case_ip(slot);
+    t->length = 0;
+    t->gpr_ignored = 0;
+    random_flags(r, t);
+    t->in.rflags &= ~(uint64_t)FLAG_AC;
+    for (int i = 0; i < 16; i++) t->in.gpr[i] = bits == 32 ? (uint32_t)rnd_value(r) : rnd_value(r);
+    random_x87(r, t->in.fx, false);
+    st16(t->in.fx, 0x37f);
+    st16(t->in.fx + 2, ld16(t->in.fx + 2) & 0x7f7f);
+    st32(t->in.fx + 24, random_mxcsr(r) | 0x1f80);
+    for (uint32_t i = 0; i < 64; i += 8) st64(t->in.mem + rnd_below(r, WINDOW0_SIZE - 8), rnd_value(r));
+    uint32_t undefined = 0, style = rnd_below(r, 4), jump_at = 0;
+    for (uint32_t n = 2 + rnd_below(r, 5); n > 0;) {
+        struct decoded d;
+        uint8_t b[16];
+        uint32_t kind = style == 0 ? rnd_below(r, 3) : style == 1 ? 1 : 0;
+        uint32_t row = rows[kind][rnd_below(r, counts[kind])];
+        if (!sequence_step(r, t, row, &d, b)) continue;
+        const struct op_info *op = &isa_op[d.op];
+        bool shift = op->cls == SHIFT;
+        if ((op->read | (shift ? FLAGS_STATUS : 0)) & undefined) continue; /* a count of zero keeps them all */
+        if (t->length + d.length + 3u > CODE_MAX) break;
+        memcpy(t->bytes + t->length, b, d.length);
+        t->length += d.length;
+        if (jump_at) { /* the jump goes over this one */
+            t->bytes[jump_at] = d.length;
+            undefined |= op->undefined;
+            jump_at = 0;
+        } else undefined = (undefined & ~(op->written & ~op->undefined)) | op->undefined;
+        if (shift) undefined |= op->undefined;
+        n--;
+        if (n && !rnd_one(r, 3) && !undefined) {
+            t->bytes[t->length++] = (uint8_t)(0x70 | rnd_below(r, 16));
+            jump_at = t->length++;
+        }
+    }
+    if (jump_at) t->bytes[jump_at] = 0;
+    t->flags_ignored = undefined;
+    return true;
 }

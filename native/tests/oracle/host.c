@@ -267,7 +267,7 @@ static void put_code(struct batch *b)
             st16(q + 5, 0x33);
             q += 7;
         }
-        memset(q, 0xcc, (size_t)(p + 32 - q));
+        memset(q, 0xcc, (size_t)(p + CODE_MAX + 16 - q));
     }
 }
 

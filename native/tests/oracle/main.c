@@ -71,6 +71,27 @@ static void run_row(struct batch *b, uint32_t row)
     }
 }
 
+/* As many cases as a row of two forms and three widths gets, in either code size. */
+static void run_sequences(struct batch *b)
+{
+    for (uint32_t bits = 32; bits <= 64; bits += 32) {
+        struct rng r = { options.seed * 0x9e3779b97f4a7c15ull + bits };
+        total.combos++;
+        for (uint64_t left = options.cases * 30; left;) {
+            uint32_t n = left < BATCH ? (uint32_t)left : BATCH;
+            b->count = 0;
+            for (uint32_t i = 0; i < n; i++)
+                if (generate_sequence(&r, bits, b->count, &b->c[b->count])) b->count++;
+            total.ungenerated += n - b->count;
+            host_begin(b);
+            if (!options.host_only) core_run(b);
+            host_end(b);
+            check_batch(b);
+            left -= n;
+        }
+    }
+}
+
 static bool parse(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
@@ -114,6 +135,7 @@ int main(int argc, char **argv)
         run_row(b, row);
         if (total.row_cases[row]) reached++;
     }
+    if (!options.only || !strcmp(options.only, "sequence")) run_sequences(b);
     double took = seconds() - start;
     host_stop();
     if (!options.host_only) core_stop();
@@ -130,9 +152,9 @@ int main(int argc, char **argv)
         for (uint32_t row = 1; row < ROW_COUNT; row++)
             if (total.row_cases[row]) printf("  %-36s %llu\n", row_forms[row].id, (unsigned long long)total.row_cases[row]);
     }
-    for (uint32_t row = 1; row < ROW_COUNT; row++)
+    for (uint32_t row = 0; row < ROW_COUNT; row++)
         if (total.row_differences[row])
-            printf("  differs: %-36s %llu of %llu\n", row_forms[row].id, (unsigned long long)total.row_differences[row],
+            printf("  differs: %-36s %llu of %llu\n", row ? row_forms[row].id : "sequence", (unsigned long long)total.row_differences[row],
                    (unsigned long long)total.row_cases[row]);
     printf("rows %u, reached %u, combinations %llu, cases %llu (%.0f/s), with an exception %llu, not generated %llu\n", rows, reached,
            (unsigned long long)total.combos, (unsigned long long)total.cases, (double)total.cases / took, (unsigned long long)total.faults,

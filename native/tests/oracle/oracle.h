@@ -15,6 +15,7 @@
 #define CODE 0x20000000ull
 #define SLOT_SIZE 512u
 #define SLOT_IP 256u            /* offset of the instruction in its slot; the rest is INT3 */
+#define CODE_MAX 96u            /* bytes of a case */
 #define BATCH 256u
 #define CODE_SIZE (BATCH * SLOT_SIZE)
 #define LOW 0x8000ull
@@ -46,8 +47,9 @@ struct cpu_state {
 
 struct test_case {
     struct cpu_state in, host, core;
-    uint8_t bytes[16];
+    uint8_t bytes[CODE_MAX];
     uint8_t length, bits;
+    bool sequence;       /* several instructions; row is ROW_none then */
     uint8_t host_done; /* 0: the child died here */
     bool uses_x87, uses_sse;
     uint32_t row;
@@ -65,6 +67,8 @@ struct batch { uint32_t count; struct test_case c[BATCH]; };
 struct combo { uint32_t row, bits, width; bool memory; };
 /* False: the row cannot be run that way. */
 bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct test_case *t);
+/* Some instructions one behind the other, with conditional jumps over one of them. */
+bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_case *t);
 /* NULL, or why the row is not for the oracle. */
 const char *row_excluded(uint32_t row);
 /* Flags and registers that the manuals leave undefined for this very case. */
