@@ -31,6 +31,8 @@ public enum KvmSharpErrorCode
     NativeLibrary = 100,
     /// <summary>A boot image cannot be loaded.</summary>
     BootImage = 101,
+    /// <summary>A disk image or another block backend failed.</summary>
+    Storage = 102,
 }
 
 /// <summary>The base of every exception that this library defines.</summary>
