@@ -31,7 +31,8 @@ internal sealed class Qcow2Checker
     // How often each L2 table is referred to; negative for those that the disk itself uses.
     private readonly Dictionary<long, int> _l2Tables = [];
     private readonly List<(long Offset, int Entries)> _bitmapTables = [];
-    private readonly ulong[] _l1 = [];
+    private readonly ulong[] _l1;
+    private readonly ulong[] _l2;
     private Qcow2Refcounts _refcounts;
     private uint[] _counts = [];
     private long _windowStart;
@@ -53,6 +54,7 @@ internal sealed class Qcow2Checker
         {
             throw Qcow2Header.Unsupported($"a check of {_fileClusters} clusters");
         }
+        _l2 = new ulong[_clusterSize / 8];
         _refcounts = LoadRefcounts(report: true);
         _l1 = Qcow2Refcounts.ReadTable(store, _header.L1TableOffset, _header.L1Entries, "L1 table");
         _result.TotalClusters = (long)(((ulong)_header.Size + (ulong)_clusterSize - 1) >> _clusterBits);
@@ -531,11 +533,11 @@ internal sealed class Qcow2Checker
 
     private bool IsClusterInFile(long offset) => offset > 0 && (offset & (_clusterSize - 1)) == 0 && offset >> _clusterBits < _fileClusters;
 
-    private ulong[] ReadL2(long table)
+    /// <summary>Reads an L2 table into the one buffer that there is.</summary>
+    private ReadOnlySpan<ulong> ReadL2(long table)
     {
-        var entries = new ulong[_clusterSize / 8];
-        _store.Read(table, MemoryMarshal.AsBytes(entries.AsSpan()));
-        BinaryPrimitives.ReverseEndianness(entries, entries);
-        return entries;
+        _store.Read(table, MemoryMarshal.AsBytes(_l2.AsSpan()));
+        BinaryPrimitives.ReverseEndianness(_l2, _l2);
+        return _l2;
     }
 }
