@@ -10,12 +10,12 @@ namespace KvmSharp.Tests.Storage;
 /// </summary>
 public sealed class CorruptImageTests
 {
-    private const int ImagesPerKind = 160;
+    private const int ImagesPerKind = 130;
     private const long MaxAllocation = 64 << 20;
 
     public static TheoryData<string> Names => ["v3", "small", "v2", "snapshots", "compressed4k", "overlay", "lazy", "bitmaps"];
 
-    // 8 * 160 = 1280 images.
+    // 8 * 130 = 1040 images.
     [Theory]
     [MemberData(nameof(Names))]
     public void DamagedImageGivesDataOrAnError(string name)

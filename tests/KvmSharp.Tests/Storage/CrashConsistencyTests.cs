@@ -21,10 +21,10 @@ public sealed class CrashConsistencyTests
         { "snapshots", 14 },
         { "overlay", 14 },
         { "compressed4k", 14 },
-        { "grow", 6 },
+        { "grow", 4 },
     };
 
-    // 104 workloads * 5 crashes * 2 states = 1040 schedules.
+    // 102 workloads * 5 crashes * 2 states = 1020 schedules.
     [Theory]
     [MemberData(nameof(Images))]
     public void NothingFlushedIsLost(string image, int workloads)

@@ -18,6 +18,10 @@ public sealed class ImageCheckResult
 
     private readonly List<string> _messages = [];
 
+    internal ImageCheckResult()
+    {
+    }
+
     /// <summary>Contradictions in the image; data may be lost or get lost when it is written.</summary>
     public long Errors { get; internal set; }
 
