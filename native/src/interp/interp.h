@@ -121,6 +121,8 @@ static inline int insn_write(struct kvs_vcpu *c, const struct kvs_insn *i, const
 {
     return vwrite(c, i->seg, insn_offset(c, i), data, size);
 }
+/* A far pointer in memory: offset of the operand size, selector (op_far.c). */
+int insn_far_pointer(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t *off, uint16_t *sel);
 static inline int insn_rmw_begin(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t size)
 {
     return vrmw_begin(c, i->seg, insn_offset(c, i), size);

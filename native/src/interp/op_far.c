@@ -38,11 +38,15 @@ OPX(iret)
 
 /* ---- far JMP, CALL, RET ---- */
 
-static int far_pointer(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t *off, uint16_t *sel)
+int insn_far_pointer(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t *off, uint16_t *sel)
 {
     uint32_t size = INSN_OSIZE(i);
     uint8_t raw[10];
-    int st = insn_read(c, i, raw, size + 2);
+    /* Two data, as the alignment check sees them. */
+    uint64_t at = insn_offset(c, i), next = at + size;
+    if (!(i->seg & INSN_FAST) && INSN_ASIZE(i) != 8) next = INSN_ASIZE(i) == 4 ? (uint32_t)next : (uint16_t)next;
+    int st = vread(c, i->seg, at, raw, size);
+    if (st == ST_OK) st = vread(c, i->seg, next, raw + size, 2);
     if (st != ST_OK) return st;
     *off = size == 8 ? ld64(raw) : size == 4 ? ld32(raw) : ld16(raw);
     *sel = ld16(raw + size);
@@ -63,7 +67,7 @@ OPX(jmp_far)
 {
     uint64_t off;
     uint16_t sel;
-    int st = far_pointer(c, i, &off, &sel);
+    int st = insn_far_pointer(c, i, &off, &sel);
     if (st != ST_OK) return st;
     c->rip = insn_next_rip(c, i);
     return jumped(far_jump(c, sel, off, INSN_OSIZE(i)));
@@ -72,7 +76,7 @@ OPX(call_far)
 {
     uint64_t off;
     uint16_t sel;
-    int st = far_pointer(c, i, &off, &sel);
+    int st = insn_far_pointer(c, i, &off, &sel);
     if (st != ST_OK) return st;
     c->rip = insn_next_rip(c, i);
     return jumped(far_call(c, sel, off, INSN_OSIZE(i)));

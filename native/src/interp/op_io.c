@@ -80,9 +80,9 @@ static int string_io(OPARGS, bool input)
     uint32_t size = INSN_OSIZE(i), asize = INSN_ASIZE(i);
     uint16_t port = REG16(RDX);
     bool rep = i->flags & (INSN_REPE | INSN_REPNE);
-    if (rep && reg_get(c, RCX, asize) == 0) return ST_OK;
-    int st = port_check(c, port, size);
+    int st = port_check(c, port, size); /* also with a count of zero */
     if (st != ST_OK) return st;
+    if (rep && reg_get(c, RCX, asize) == 0) return ST_OK;
     vcpu_sync_clock(c, i, budget);
     for (;;) {
         st = input ? ins_one(c, i, port) : outs_one(c, i, port);

@@ -109,12 +109,12 @@ OPX(pop_sreg)
 
 static int load_pointer(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t seg)
 {
-    uint32_t size = INSN_OSIZE(i);
-    uint8_t raw[10] = { 0 };
-    int st = insn_read(c, i, raw, size + 2);
+    uint64_t off;
+    uint16_t sel;
+    int st = insn_far_pointer(c, i, &off, &sel);
     if (st != ST_OK) return st;
-    if ((st = load_segment(c, seg, ld16(raw + size))) != ST_OK) return st;
-    reg_set(c, i->dst, size, size == 8 ? ld64(raw) : size == 4 ? ld32(raw) : ld16(raw));
+    if ((st = load_segment(c, seg, sel)) != ST_OK) return st;
+    reg_set(c, i->dst, INSN_OSIZE(i), off);
     return ST_END;
 }
 OPX(les) { return load_pointer(c, i, SEG_ES); }

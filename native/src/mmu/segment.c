@@ -11,8 +11,7 @@ static uint64_t segment_room(const struct segment *s, bool check_type, uint64_t 
         uint64_t top = s->attr & ATTR_DB ? 0xffffffffu : 0xffffu;
         return off > s->limit && off <= top ? top - off + 1 : 0;
     }
-    /* With a limit of 4 GiB - 1 an access may wrap; SDM 3A "Limit Checking" leaves that open. */
-    if (s->limit == 0xffffffffu) return UINT32_MAX;
+    /* SDM 3A "Limit Checking" lets an access wrap under a limit of 4 GiB - 1; silicon does not. */
     return off <= s->limit ? (uint64_t)s->limit - off + 1 : 0;
 }
 

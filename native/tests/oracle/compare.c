@@ -80,6 +80,21 @@ static bool same_fxsave(const struct test_case *t, char *why, size_t size)
     return true;
 }
 
+/* x87 environments: the host's kernel may have taken the CPU away meanwhile, and it gives back pointers of zero. */
+static bool lost_pointers(const struct test_case *t)
+{
+    if (!is(t, "fnstenv") && !is(t, "fnsave")) return false;
+    uint32_t first = t->d.osize == 2 ? 6 : 12, last = t->d.osize == 2 ? 14 : 28;
+    uint64_t image = (t->target & 0xfff) + 0x1000 * ((t->target >> 12) - ((t->target >= HIGH ? HIGH : t->target >= MID ? MID : LOW) >> 12));
+    for (uint32_t i = 0; i < WINDOW_SIZE; i++) {
+        uint64_t at = (i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE) - image;
+        bool pointer = at >= first && at < last;
+        bool high_word = t->d.osize != 2 && at >= 26; /* all ones in either case */
+        if (t->host.mem[i] != t->core.mem[i] && !(pointer && (t->host.mem[i] == 0 || high_word))) return false;
+    }
+    return true;
+}
+
 static bool is_image(const struct test_case *t)
 {
     static const char *const images[] = { "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "xsave", "xsaveopt", "xsavec", "xrstor", NULL };
@@ -91,6 +106,11 @@ static bool is_image(const struct test_case *t)
 static bool same_fault_address(const struct test_case *t)
 {
     if (t->host.cr2 == t->core.cr2) return true;
+    /* Frames of far transfers: pushed and popped in an order of the processor's own. */
+    if (t->segments) {
+        uint64_t low = min_u64(t->host.cr2, t->core.cr2), high = max_u64(t->host.cr2, t->core.cr2);
+        return high - low < 5 * 8 && (is(t, "iret") || is(t, "retf") || is(t, "call"));
+    }
     return is_image(t) && t->host.cr2 - t->target < FX_SIZE && t->core.cr2 - t->target < FX_SIZE;
 }
 
@@ -103,6 +123,9 @@ static bool either_fault(const struct test_case *t)
     if (is_image(t) && !x87_only && both == (1u << EXC_AC | 1u << EXC_GP)) return true;
     /* Both pages of an image fault: either may be reported. */
     if (is_image(t) && both == 1u << EXC_PF) return true;
+    /* A return to another privilege level: silicon looks at the outer stack before it refuses the selector;
+     * and a RIP that is not canonical beside a bad selector. */
+    if (is(t, "retf") || is(t, "iret")) return both & 1u << EXC_GP && !(both & ~(1u << EXC_GP | 1u << EXC_PF | 1u << EXC_SS | 1u << EXC_AC));
     /* The target is not canonical and the stack cannot be written. */
     if (!t->sequence && t->d.op == OP_call_ind) return (both & 1u << EXC_GP) && (both & (1u << EXC_SS | 1u << EXC_PF | 1u << EXC_AC));
     return false;
@@ -119,17 +142,25 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
     if (!same_fault_address(t)) return differ(why, size, "fault address %llx, core %llx", (unsigned long long)h->cr2, (unsigned long long)c->cr2);
     if (h->rip != c->rip) return differ(why, size, "rip %llx, core %llx", (unsigned long long)h->rip, (unsigned long long)c->rip);
     if (is(t, "popa") && h->vector != NO_VECTOR) return true; /* the host keeps what it had popped */
-    uint64_t mask = t->bits == 32 ? 0xffffffff : ~0ull;
+    bool compatibility = t->segments && (h->selector[SEG_CS] & ~3) == 0x20; /* upper halves are undefined */
+    uint64_t mask = t->bits == 32 || compatibility ? 0xffffffff : ~0ull;
     for (int i = 0; i < (t->bits == 32 ? 8 : 16); i++)
         if (((h->gpr[i] ^ c->gpr[i]) & mask) && !(t->gpr_ignored >> i & 1))
             return differ(why, size, "gpr %d: %llx, core %llx", i, (unsigned long long)h->gpr[i], (unsigned long long)c->gpr[i]);
+    for (int n = 0; t->segments && n < SEG_COUNT; n++) {
+        if (n == SEG_CS && !h->selector[n]) continue; /* went on behind the instruction */
+        if (h->selector[n] != c->selector[n]) return differ(why, size, "selector %d: %x, core %x", n, h->selector[n], c->selector[n]);
+    }
+    if (t->segments && (h->fs_base != c->fs_base || h->gs_base != c->gs_base))
+        return differ(why, size, "bases of FS and GS %llx %llx, core %llx %llx", (unsigned long long)h->fs_base, (unsigned long long)h->gs_base,
+                      (unsigned long long)c->fs_base, (unsigned long long)c->gs_base);
     uint64_t f = (h->rflags ^ c->rflags) & flags_mask(t);
     if (f) return differ(why, size, "rflags differ in %llx", (unsigned long long)f);
     bool skip_memory = (t->gpr_ignored & 0x10000) || (h->vector != NO_VECTOR && partial_stores(t));
     bool saves = is(t, "fxsave") || is(t, "xsave") || is(t, "xsaveopt") || is(t, "xsavec");
     if (!skip_memory && saves && h->vector == NO_VECTOR) {
         if (!same_fxsave(t, why, size)) return false;
-    } else if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE)) {
+    } else if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE) && !lost_pointers(t)) {
         uint32_t i = 0;
         while (h->mem[i] == c->mem[i]) i++;
         return differ(why, size, "memory at arena+%x: %02x, core %02x", i < WINDOW0_SIZE ? WINDOW0 + i : WINDOW1 + i - WINDOW0_SIZE,

@@ -105,6 +105,7 @@ bool core_start(const char **error)
     s.cs = user_segment(0x33, 11, 0, true);
     if (kvs_vcpu_set_sregs(core.c, &s)) return false;
     memcpy(core.seg64, core.c->seg, sizeof core.seg64);
+    core.c->cr4 |= CR4_FSGSBASE;
     core.c->cpuid_features = ~host_lacks(); /* every row that this host has, whatever the CPU model offers */
     core.c->xcr0 = host_components();
     return true;
@@ -161,6 +162,13 @@ static void save_state(struct kvs_vcpu *c, struct cpu_state *o)
     }
 }
 
+static void save_segments(const struct kvs_vcpu *c, struct cpu_state *o)
+{
+    for (uint32_t n = 0; n < SEG_COUNT; n++) o->selector[n] = c->seg[n].sel;
+    o->fs_base = c->seg[SEG_FS].base;
+    o->gs_base = c->seg[SEG_GS].base;
+}
+
 /* The frame that the exception has left on the interrupt stack. */
 static void take_fault(struct kvs_vcpu *c, struct cpu_state *o)
 {
@@ -173,6 +181,8 @@ static void take_fault(struct kvs_vcpu *c, struct cpu_state *o)
     if (o->vector == EXC_PF) o->cr2 = c->cr2;
     o->rip = ld64(frame);
     o->rflags = ld64(frame + 16);
+    o->selector[SEG_CS] = ld16(frame + 8);
+    o->selector[SEG_SS] = ld16(frame + 32);
     o->gpr[RSP] = ld64(frame + 24);
 }
 
@@ -198,6 +208,7 @@ static void run_case(struct test_case *t, bool stepped)
     o->error = 0;
     o->cr2 = 0;
     save_state(c, o);
+    if (t->segments) save_segments(c, o);
     window_save(core.ram + P_ARENA, o->mem);
     if (result || (reason != KVS_EXIT_HLT && reason != KVS_EXIT_INSN_LIMIT)) {
         o->vector = 0xfd;

@@ -1,46 +1,13 @@
 /* Makes cases: an instruction from a row, and a state that gives it something to do. */
-#include "oracle.h"
+#include "maker.h"
 
-static bool has_mnemonic(uint32_t row, const char *const *list)
+bool has_mnemonic(uint32_t row, const char *const *list)
 {
     const char *m = isa_op[row_forms[row].op].mnemonic;
     for (; *list; list++)
         if (!strcmp(m, *list)) return true;
     return false;
 }
-
-const char *row_excluded(uint32_t row)
-{
-    static const char *const traps[] = { "int3", "into", "ud2", "ud1", "ud0", "bound", NULL };
-    static const char *const machine[] = { "cpuid", "rdtsc", "rdtscp", "rdpid", "rdrand", "rdseed", "xgetbv", "rdpmc", NULL };
-    static const char *const hypervisor[] = { "int1", "icebp", NULL };
-    static const char *const system[] = { "int", "syscall", "sysenter", "sysexit", "sysret", "iret", "lar", "lsl", "verr", "verw",
-        "sldt", "str", "smsw", "sgdt", "sidt", "lds", "les", "lss", "lfs", "lgs", "retf", "vmcall", "vmmcall", "monitor",
-        "mwait", "rdfsbase", "rdgsbase", "wrfsbase", "wrgsbase", "xsetbv", "hlt", NULL };
-    const struct row_form *f = &row_forms[row];
-    if (!f->id) return "no encoding";
-    if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
-    if (has_mnemonic(row, hypervisor)) return "hypervisors change its trap";
-    if (has_mnemonic(row, system)) return "system";
-    for (int i = 0; i < OPERANDS; i++) {
-        uint8_t k = f->k[i];
-        if (k == Mp || k == Ap || k == Cr || k == Dr) return "system";
-    }
-    if (has_mnemonic(row, traps)) return NULL;
-    if (f->attr & A_PRIV) return "privileged";
-    if (f->attr & A_IO) return "I/O privilege";
-    if (f->attr & A_SYS) return "system";
-    return NULL;
-}
-
-/* ---- state ---- */
-struct maker {
-    struct rng *r;
-    struct test_case *t;
-    uint32_t slot;
-    uint32_t pinned; /* registers that make up addresses */
-    uint64_t target; /* of the memory operand, linear */
-};
 
 static uint64_t arena_of(uint32_t asize, struct rng *r)
 {
@@ -83,7 +50,7 @@ static uint64_t truncate_to(uint64_t v, uint32_t size)
 {
     return size == 8 ? v : size == 4 ? (uint32_t)v : size == 2 ? (uint16_t)v : (uint8_t)v;
 }
-static void set_low(uint64_t *reg, uint64_t v, uint32_t size)
+void set_low(uint64_t *reg, uint64_t v, uint32_t size)
 {
     uint64_t mask = size == 8 ? ~0ull : (1ull << 8 * size) - 1;
     *reg = (*reg & ~mask) | (v & mask);
@@ -125,8 +92,7 @@ static void solve_address(struct maker *m, uint32_t size, bool align16)
     if (m->t->bits == 32) m->target = (uint32_t)m->target;
 }
 
-/* The window byte at linear address la, or NULL. */
-static uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
+uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
 {
     uint64_t off = la - HIGH < ARENA_SIZE ? la - HIGH : la - MID < ARENA_SIZE ? la - MID : la - LOW;
     if (off >= WINDOW0 && off + size <= WINDOW0 + WINDOW0_SIZE) return m->t->in.mem + (off - WINDOW0);
@@ -134,8 +100,7 @@ static uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
     return NULL;
 }
 
-/* Readable, but not bytes that a case chooses. */
-static bool foreign(struct maker *m, uint64_t la, uint32_t size)
+bool foreign(struct maker *m, uint64_t la, uint32_t size)
 {
     uint64_t off = la - HIGH < ARENA_SIZE + 512 ? la - HIGH : la - MID < ARENA_SIZE + 512 ? la - MID : la - LOW;
     return off < ARENA_SIZE && !mem_at(m, la, size);
@@ -155,7 +120,7 @@ static uint64_t set_pointer(struct maker *m, uint32_t reg, uint64_t la, uint32_t
     return la;
 }
 
-static void set_stack(struct maker *m)
+void set_stack(struct maker *m)
 {
     uint32_t as = m->t->bits == 64 ? 8 : 4;
     uint64_t off = rnd_one(m->r, 16) ? pick_offset(m->r, 8, false) : 0x1000 - 96 + rnd_below(m->r, 192);
@@ -170,7 +135,7 @@ static bool landing_ok(const struct test_case *t, uint64_t rip)
     if (rip - CODE < CODE_SIZE) return (rip - (t->in.rip - SLOT_IP)) < SLOT_SIZE && rip - t->in.rip >= CODE_MAX + 16;
     return rip < 0x500000000000ull || rip >= 0x800000000000ull;
 }
-static uint64_t pick_landing(struct maker *m, uint32_t osize)
+uint64_t pick_landing(struct maker *m, uint32_t osize)
 {
     for (;;) {
         uint64_t rip;
@@ -462,6 +427,8 @@ static bool apply_roles(struct maker *m)
     struct rng *r = m->r;
     uint16_t op = t->d.op;
     uint64_t next = t->in.rip + t->d.length;
+    t->segments = false;
+    if (row_is_system(t->row)) return system_role(m);
     switch (op) {
     case OP_movs: case OP_cmps: case OP_stos: case OP_lods: case OP_scas: role_string(m); break;
     case OP_div: case OP_idiv: role_divide(m); break;
@@ -511,7 +478,6 @@ static bool apply_roles(struct maker *m)
         if (p) p[1] &= 0xfe; /* no single-step */
         else return false;
     } else if (is_mnemonic(t, "pushf")) role_stack(m);
-    else if ((k0 >= ES_ && k0 <= GS_) && is_mnemonic(t, "push")) role_stack(m);
     else if (is_mnemonic(t, "ldmxcsr")) {
         uint8_t *p = mem_at(m, m->target, 4);
         if (p) st32(p, rnd_one(r, 8) ? (uint32_t)rnd(r) & ~MXCSR_MM : random_mxcsr(r));
@@ -555,6 +521,9 @@ static void fresh_slot(struct rng *r, struct test_case *t)
     t->uses_sse = true;
 }
 
+/* AMD: LOCK MOV CR0 is MOV CR8 (APM 3 "MOV CRn"), and Zen does not mind LOCK VERW. */
+static bool lock_has_meaning(uint16_t op) { return op == OP_mov_from_cr || op == OP_mov_to_cr || op == OP_verw; }
+
 bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct test_case *t)
 {
     struct maker m = { r, t, slot, 0, 0 };
@@ -566,7 +535,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         struct encode_request q = { .row = k->row, .bits = k->bits, .width = k->width, .memory = k->memory,
             .plain = rnd_one(r, 2), .rep = !rnd_one(r, 3), .ip = case_ip(slot) };
         q.lock = k->memory && (f->attr & A_LOCK) && rnd_one(r, 4);
-        if (rnd_one(r, 200) && !(f->attr & A_LOCK) && !f->vex) q.lock = true;
+        if (rnd_one(r, 200) && !(f->attr & A_LOCK) && !f->vex && !lock_has_meaning(f->op)) q.lock = true;
         t->bits = (uint8_t)k->bits;
         t->in.rip = q.ip;
         q.target = MID + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
@@ -620,7 +589,7 @@ static bool fits_sequence(uint32_t row)
         "ud0", "ud1", "ud2", "maskmovq", "maskmovdqu", "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "ldmxcsr", "fldcw", "fnstcw",
         "bsf", "bsr", "j", "xsave", "xsavec", "xsaveopt", "xrstor", NULL };
     const struct row_form *f = &row_forms[row];
-    return f->id && !row_excluded(row) && !(f->attr & A_END) && !has_mnemonic(row, unfit);
+    return f->id && !row_excluded(row) && !(f->attr & (A_END | A_SYS | A_PRIV | A_IO)) && !has_mnemonic(row, unfit);
 }
 
 /* One instruction without registers in its address; false: try again. */
@@ -648,6 +617,7 @@ bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_
     }
     fresh_slot(r, t);
     t->sequence = true;
+    t->segments = false;
     t->row = ROW_none;
     memset(&t->d, 0, sizeof t->d);
     t->bits = (uint8_t)bits;

@@ -14,7 +14,7 @@
 /*
  * The page behind the stubs, reached by absolute addresses so that no register is needed.
  * 0 host RSP, 8 scratch RDI, 16 state in, 24 state out, 32 entry RIP and CS (far pointer),
- * 48 host FS base, 56 address of the way back, 64 components of XSAVE.
+ * 48 host FS base, 56 address of the way back, 64 components of XSAVE, 72 FS base that a case leaves.
  */
 #define DATA (STUB + 0x1000)
 struct stub_data {
@@ -22,7 +22,8 @@ struct stub_data {
     struct cpu_state *in, *out;
     uint32_t far_rip; uint16_t far_cs, pad; uint64_t entry;
     uint64_t fs_base, back;
-    uint32_t components;
+    uint32_t components, pad2;
+    uint64_t fs_base_left;
 };
 
 int oracle_enter64(void);
@@ -62,7 +63,7 @@ __asm__(
     "mov 0x10001040, %eax\n xor %edx, %edx\n xsave64 192(%rdi)\n"
     "xor %eax, %eax\n"
     "1: push $2\n popfq\n"
-    "mov 0x10001030, %rdx\n wrfsbase %rdx\n"
+    "rdfsbase %rdx\n mov %rdx, 0x10001048\n mov 0x10001030, %rdx\n wrfsbase %rdx\n"
     "fninit\n push $0x1f80\n ldmxcsr (%rsp)\n add $8, %rsp\n"
     "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n ret\n"
     "oracle_abort:\n mov $1, %eax\n jmp 1b\n");
@@ -94,7 +95,8 @@ __attribute__((no_sanitize("all"), optimize("no-stack-protector")))
 static void on_fault(int sig, siginfo_t *info, void *context)
 {
     struct stub_data *s = (struct stub_data *)DATA;
-    __asm__ volatile("wrfsbase %0" : : "r"(s->fs_base));
+    uint64_t left;
+    __asm__ volatile("rdfsbase %0\n wrfsbase %1" : "=&r"(left) : "r"(s->fs_base));
     __asm__ volatile("pushfq\n andl $~0x40000, (%%rsp)\n popfq" : : : "cc", "memory"); /* AC */
     ucontext_t *u = context;
     greg_t *g = u->uc_mcontext.gregs;
@@ -113,10 +115,13 @@ static void on_fault(int sig, siginfo_t *info, void *context)
         if ((s->components & 4) && (fx[512] & 4)) __builtin_memcpy(o->fx + FX_YMM, fx + FX_YMM, 256);
         else __builtin_memset(o->fx + FX_YMM, 0, 256);
     }
+    o->fs_base = left;
+    o->selector[SEG_CS] = (uint16_t)g[REG_CSGSFS];
+    o->selector[SEG_SS] = (uint16_t)(g[REG_CSGSFS] >> 48);
     g[REG_RIP] = (greg_t)(uintptr_t)oracle_abort;
     g[REG_RSP] = (greg_t)s->rsp;
     g[REG_EFL] = 0x202;
-    g[REG_CSGSFS] = (g[REG_CSGSFS] & ~0xffffll) | 0x33;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | 0x002b000000000033ll;
     (void)sig;
     (void)info;
 }
@@ -130,6 +135,29 @@ static bool map_arena(uint64_t at, int fd)
 {
     return map_at(at, ARENA_SIZE, PROT_READ | PROT_WRITE, fd) &&
            mprotect((void *)(uintptr_t)(at + ARENA_RW), ARENA_SIZE - ARENA_RW, PROT_READ) == 0;
+}
+
+/* Reads what a case has left in the segment registers, and puts ours back. */
+static void take_segments(struct cpu_state *o, bool faulted)
+{
+    struct stub_data *s = (struct stub_data *)DATA;
+    uint16_t v;
+#define TAKE(reg, n)                                           \
+    __asm__ volatile("mov %%" reg ", %0" : "=r"(v));          \
+    o->selector[n] = v
+    TAKE("es", SEG_ES);
+    TAKE("ds", SEG_DS);
+    TAKE("fs", SEG_FS);
+    TAKE("gs", SEG_GS);
+    if (!faulted) {
+        TAKE("ss", SEG_SS);
+        o->fs_base = s->fs_base_left;
+        o->selector[SEG_CS] = 0;
+    }
+#undef TAKE
+    __asm__ volatile("rdgsbase %0" : "=r"(o->gs_base));
+    __asm__ volatile("mov %0, %%ss\n mov %0, %%ds\n mov %0, %%es\n mov %0, %%gs\n mov %0, %%fs\n wrfsbase %1\n"
+                     : : "r"(0x2b), "r"(s->fs_base));
 }
 
 static void child_run(struct batch *b)
@@ -149,6 +177,7 @@ static void child_run(struct batch *b)
         s->far_cs = 0x23;
         int faulted = t->bits == 32 ? oracle_enter32() : oracle_enter64();
         uint64_t next = t->in.rip + t->length;
+        if (t->segments) take_segments(&t->host, faulted);
         if (!faulted) t->host.rip = next;
         else if (t->host.vector == EXC_BP && t->host.rip - 1 - t->in.rip + SLOT_IP < SLOT_SIZE &&
                  (t->host.rip - 1 < t->in.rip || t->host.rip - 1 >= next)) {

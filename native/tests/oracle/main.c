@@ -63,6 +63,7 @@ static void run_row(struct batch *b, uint32_t row)
                     if (memory ? !row_has_memory_form(f) : !row_has_register_form(f)) continue;
                 } else if (memory) continue;
                 struct combo k = { row, bits, 8u << w, memory };
+                if (combo_excluded(&k)) continue;
                 struct rng r = { options.seed * 0x9e3779b97f4a7c15ull + row * 1000003ull + bits * 31 + w * 7 + (uint64_t)memory };
                 rnd(&r);
                 run_combo(b, &r, &k);

@@ -43,12 +43,15 @@ struct cpu_state {
     uint32_t vector, error; /* of the exception, or NO_VECTOR */
     uint8_t fx[FX_SIZE] __attribute__((aligned(64))); /* XSAVE64 area: x87, SSE, AVX */
     uint8_t mem[WINDOW_SIZE];
+    uint16_t selector[SEG_COUNT];
+    uint64_t fs_base, gs_base;
 };
 
 struct test_case {
     struct cpu_state in, host, core;
     uint8_t bytes[CODE_MAX];
     uint8_t length, bits;
+    bool segments;       /* segment registers may change: compare them */
     bool sequence;       /* several instructions; row is ROW_none then */
     uint8_t host_done; /* 0: the child died here */
     bool uses_x87, uses_sse;
@@ -71,6 +74,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
 bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_case *t);
 /* NULL, or why the row is not for the oracle. */
 const char *row_excluded(uint32_t row);
+const char *combo_excluded(const struct combo *k);
 /* Flags and registers that the manuals leave undefined for this very case. */
 void case_undefined(struct test_case *t);
 
