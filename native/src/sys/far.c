@@ -1,4 +1,5 @@
 /* Far control transfers. SDM 2 "JMP", "CALL", "RET", "IRET/IRETD/IRETQ" */
+#include "../mmu/segment.h"
 #include "transfer.h"
 
 /* ---- stacks ---- */
@@ -41,6 +42,7 @@ int stack_push(struct kvs_vcpu *c, struct stack *s, const uint64_t *v, uint32_t 
     int st;
     if (last >= low && last <= s->mask && (s->flat || la + total - 1 <= 0xffffffffull)) {
         if (!stack_in_limit(s, low, total)) return raise_error(c, EXC_SS, s->error);
+        if (s->how == LA_USER_RULES && (la & (size - 1)) && alignment_checked(c)) return raise_error(c, EXC_AC, 0);
         if ((st = lwrite(c, la, frame, total, s->how)) != ST_OK) return st;
     } else {
         /* The frame wraps around the end of the stack segment: item by item, checks before writes. */
