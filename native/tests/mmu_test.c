@@ -207,8 +207,12 @@ static void test_access(void)
     ram[0] = 0x5a;
     memset(ram + RAM_SIZE, 0xe5, PAGE_SIZE);
     uint8_t two[2];
-    CHECK_EQ(vread(c, SEG_DS, ROM + 0xfffff, two, 2), ST_OK);
+    c->seg[SEG_DS].base = 1;
+    CHECK_EQ(vread(c, SEG_DS, ROM + 0xffffe, two, 2), ST_OK);
     CHECK_EQ(two[1], 0x5a);
+    /* Offsets do not. */
+    c->seg[SEG_DS].base = 0;
+    CHECK(faulted(vread(c, SEG_DS, ROM + 0xfffff, two, 2), EXC_GP, 0));
 }
 
 static void test_locked_and_rmw(void)
