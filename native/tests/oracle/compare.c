@@ -149,6 +149,7 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
             return differ(why, size, "gpr %d: %llx, core %llx", i, (unsigned long long)h->gpr[i], (unsigned long long)c->gpr[i]);
     for (int n = 0; t->segments && n < SEG_COUNT; n++) {
         if (n == SEG_CS && !h->selector[n]) continue; /* went on behind the instruction */
+        if (n != SEG_CS && n != SEG_SS && h->selector[n] == 0 && c->selector[n] <= 3) continue; /* an interrupt on the host clears null selectors */
         if (h->selector[n] != c->selector[n]) return differ(why, size, "selector %d: %x, core %x", n, h->selector[n], c->selector[n]);
     }
     if (t->segments && (h->fs_base != c->fs_base || h->gs_base != c->gs_base))

@@ -118,8 +118,11 @@ bool system_role(struct maker *m)
     case OP_jmp_far: return role_far_memory(m, true);
     case OP_call_far:
         /* Whether a call to compatibility mode pushes through 32 or 64 bits of RSP differs by vendor. */
-        set_stack(m);
-        if (t->bits == 64 && t->in.gpr[RSP] >> 32) t->in.gpr[RSP] = t->in.gpr[RSP] - HIGH + MID;
+        if (!(m->pinned >> RSP & 1)) {
+            set_stack(m);
+            if (t->bits == 64 && t->in.gpr[RSP] - HIGH < ARENA_SIZE) t->in.gpr[RSP] = t->in.gpr[RSP] - HIGH + MID;
+        }
+        if (t->bits == 64 && t->in.gpr[RSP] >> 32) return false;
         return role_far_memory(m, true);
     case OP_jmp_ptr: role_far_immediate(m); break;
     case OP_call_ptr: set_stack(m); role_far_immediate(m); break;
