@@ -46,7 +46,9 @@ internal static class Program
                 return DisasmCommand.Run(rest);
             case "doctor" when !rest.Contains("--help"):
                 return DoctorCommand.Run(rest);
-            case "--help" or "-h" or "help" or "run" or "disasm" or "doctor":
+            case "img" when !rest.Contains("--help"):
+                return ImgCommand.Run(rest);
+            case "--help" or "-h" or "help" or "run" or "disasm" or "doctor" or "img":
                 Messages.Output.WriteLine(HelpText.Text);
                 return ExitStatus.Success;
             case "--version":

@@ -157,6 +157,67 @@ public sealed class CommandLineTests : IDisposable
     }
 
     [Fact]
+    public async Task ImagesAreCreatedConvertedAndChecked()
+    {
+        string raw = _directory.File("a.raw", new byte[3 << 20]), image = _directory.File("b.qcow2"), back = _directory.File("c.img");
+        await ImgAsync("convert", raw, image, "cluster=4K");
+        await ImgAsync("check", image);
+        await ImgAsync("convert", image, back);
+        Assert.Equal(File.ReadAllBytes(raw), File.ReadAllBytes(back));
+        using (JsonDocument json = JsonDocument.Parse(await ImgAsync("info", image, "--json")))
+        {
+            Assert.Equal("qcow2", json.RootElement.GetProperty("format").GetString());
+            Assert.Equal(3 << 20, json.RootElement.GetProperty("size").GetInt64());
+            Assert.Equal(4096, json.RootElement.GetProperty("clusterSize").GetInt32());
+        }
+
+        string overlay = _directory.File("top.qcow2");
+        await ImgAsync("create", overlay, "backing=b.qcow2", "backing_format=qcow2");
+        Assert.Contains("backing file    b.qcow2 (qcow2)", await ImgAsync("info", overlay));
+        await ImgAsync("convert", overlay, back, "backing_depth=1", "overwrite=on");
+        using JsonDocument check = JsonDocument.Parse(await ImgAsync("check", image, "repair=leaks", "--json"));
+        Assert.True(check.RootElement.GetProperty("clean").GetBoolean());
+
+        async Task<string> ImgAsync(params string[] arguments)
+        {
+            CommandResult result = await CommandRunner.KvmSharpAsync(["img", .. arguments]);
+            Assert.True(result.Status == 0 && result.Error.Length == 0, result.ToString());
+            return result.Output;
+        }
+    }
+
+    [Theory]
+    [InlineData("", 2)]
+    [InlineData("frob", 2)]
+    [InlineData("create", 2)]
+    [InlineData("create x.qcow2", 2)]
+    [InlineData("create x.qcow2 size=12Q", 2)]
+    [InlineData("create x.qcow2 size=1000", 2)]
+    [InlineData("create x.qcow2 size=1M cluster=3K", 2)]
+    [InlineData("create x.qcow2 size=1M size=2M", 2)]
+    [InlineData("create x.dat size=1M", 2)]
+    [InlineData("create x.raw size=1M cluster=64K", 2)]
+    [InlineData("create x.qcow2 backing=y", 2)]
+    [InlineData("create x.qcow2 size=9000000T", 2)]
+    [InlineData("create text.qcow2 size=1M", 1)]
+    [InlineData("info missing", 1)]
+    [InlineData("info text.qcow2 format=qcow2", 1)]
+    [InlineData("check text.qcow2", 1)]
+    [InlineData("check text.qcow2 repair=some", 2)]
+    [InlineData("convert text.qcow2", 2)]
+    [InlineData("convert missing y.raw", 1)]
+    [InlineData("convert text.qcow2 y.raw source_format=qcow2", 1)]
+    public async Task WrongImgCommandIsOneLine(string arguments, int status)
+    {
+        _directory.File("text.qcow2", new byte[1024]);
+        CommandResult result = await CommandRunner.RunAsync(
+            TestPaths.CommandLineProgram, ["img", .. arguments.Split(' ', StringSplitOptions.RemoveEmptyEntries)], directory: _directory.Path);
+        Assert.True(result.Status == status && result.Output.Length == 0, result.ToString());
+        Assert.Matches("^kvmsharp: [^\n]+\n$", result.Error);
+        Assert.Equal(["text.qcow2"], Directory.GetFiles(_directory.Path).Select(Path.GetFileName));
+    }
+
+    [Fact]
     public async Task DoctorIsContent()
     {
         CommandResult result = await CommandRunner.KvmSharpAsync(["doctor", "--json"], BootLimit);

@@ -7,6 +7,7 @@ internal static class HelpText
 
         kvmsharp run [options]           boots a kernel; without --kernel, the built-in demo guest
         kvmsharp run debian [options]    boots Debian's kernel to a shell; gets it with apt, without root
+        kvmsharp img COMMAND ...         creates, describes, converts and checks disk images; see below
         kvmsharp disasm FILE             shows machine code: [--bits 16|32|64] [--base ADDRESS]
         kvmsharp doctor                  checks whether this host can run guests: [--json]
         kvmsharp --version, --help
@@ -28,6 +29,13 @@ internal static class HelpText
           --json                 one line about the run when it ends
           --flavor cloud|generic        'run debian': which kernel
           --refresh              'run debian': look for newer packages
+
+        Disk images (raw or qcow2; the format of a new file is told by its name or by format=):
+          img create FILE size=10G [format=F] [cluster=64K] [refcount_bits=16] [version=3]
+                     [backing=FILE backing_format=F]    size= may be left out with a backing file
+          img info FILE [format=F] [--json]
+          img convert SOURCE TARGET [format=F] [source_format=F] [backing_depth=N] [overwrite=on] [cluster=64K] ...
+          img check FILE [repair=leaks|all] [--json]
 
         On a terminal, Ctrl-A x ends the machine and Ctrl-A Ctrl-A sends Ctrl-A; all other keys are the guest's.
         Exit status: what the guest chose through the debug exit device, 0 after a power-off, otherwise not 0.
