@@ -352,10 +352,16 @@ KVS_API int32_t kvs_host_timer_arm(struct kvs_vm *vm, uint64_t deadline);
 /* KVM's ioeventfd: a guest write that matches signals and does not exit (virtual clock: it exits). */
 #define KVS_DOORBELL_DATAMATCH 1u
 #define KVS_DOORBELL_PIO 2u
+#define KVS_DOORBELL_DETACHED 4u /* no guest write rings it until kvs_doorbell_move attaches it */
 KVS_API int32_t kvs_doorbell_create(struct kvs_vm *vm, uint64_t address, uint32_t length,
                                     uint64_t datamatch, uint32_t flags, struct kvs_doorbell **doorbell); /* any */
 /* Waits for a signal. 1 = signalled, 0 = time-out (-1: none), -KVS_ESTATE = closed. any */
 KVS_API int32_t kvs_doorbell_wait(struct kvs_doorbell *doorbell, int32_t timeout_ms);
+/* Rings it from the host. any */
+KVS_API int32_t kvs_doorbell_ring(struct kvs_doorbell *doorbell);
+/* Takes the doorbell to another address; attached 0: no guest write rings it. -KVS_EEXIST, -KVS_EINVAL:
+ * it stays where it was. any */
+KVS_API int32_t kvs_doorbell_move(struct kvs_doorbell *doorbell, uint64_t address, uint32_t attached);
 KVS_API void kvs_doorbell_close(struct kvs_doorbell *doorbell);   /* any; wakes waiters */
 KVS_API void kvs_doorbell_destroy(struct kvs_doorbell *doorbell); /* any; after the last wait returned */
 

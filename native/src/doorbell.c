@@ -9,6 +9,7 @@ struct kvs_doorbell {
     struct kvs_vm *vm; /* holds a reference: either may go first */
     uint64_t address, datamatch;
     uint32_t length, flags;
+    bool detached; /* no guest write rings it; changes with the world stopped, as does the address */
     pthread_mutex_t lock;
     pthread_cond_t cond;
     bool signalled, closed;
@@ -32,7 +33,7 @@ bool doorbell_write(struct kvs_vm *vm, bool is_port, uint64_t addr, uint32_t siz
     const struct doorbells *all = vm->doorbells;
     for (uint32_t n = 0; all && n < all->count; n++) {
         struct kvs_doorbell *d = all->bell[n];
-        if (d->address != addr || (bool)(d->flags & KVS_DOORBELL_PIO) != is_port) continue;
+        if (d->address != addr || d->detached || (bool)(d->flags & KVS_DOORBELL_PIO) != is_port) continue;
         if (d->length && d->length != size) continue;
         if ((d->flags & KVS_DOORBELL_DATAMATCH) && low_bytes(d->datamatch, size) != low_bytes(value, size)) continue;
         ring(d);
@@ -44,7 +45,7 @@ bool doorbell_write(struct kvs_vm *vm, bool is_port, uint64_t addr, uint32_t siz
 /* Could one write ring both? */
 static bool collide(const struct kvs_doorbell *a, const struct kvs_doorbell *b)
 {
-    if (a->address != b->address || ((a->flags ^ b->flags) & KVS_DOORBELL_PIO)) return false;
+    if (a->detached || b->detached || a->address != b->address || ((a->flags ^ b->flags) & KVS_DOORBELL_PIO)) return false;
     if (!a->length || !b->length) return true;
     if (a->length != b->length) return false;
     return !(a->flags & b->flags & KVS_DOORBELL_DATAMATCH) ||
@@ -107,7 +108,7 @@ static void doorbell_free(struct kvs_doorbell *d)
 
 static bool shape_is_valid(uint64_t address, uint32_t length, uint32_t flags)
 {
-    if (flags & ~(KVS_DOORBELL_DATAMATCH | KVS_DOORBELL_PIO)) return false;
+    if (flags & ~(KVS_DOORBELL_DATAMATCH | KVS_DOORBELL_PIO | KVS_DOORBELL_DETACHED)) return false;
     if (length > 8 || (length & (length - 1))) return false;
     if (!length && (flags & KVS_DOORBELL_DATAMATCH)) return false; /* which bytes would have to match? */
     if (address + length < address) return false;
@@ -120,7 +121,8 @@ int32_t kvs_doorbell_create(struct kvs_vm *vm, uint64_t address, uint32_t length
     if (!vm || !doorbell || !shape_is_valid(address, length, flags)) return -KVS_EINVAL;
     struct kvs_doorbell *d = calloc(1, sizeof *d);
     if (!d) return -KVS_ENOMEM;
-    *d = (struct kvs_doorbell){ .vm = vm, .address = address, .length = length, .datamatch = datamatch, .flags = flags };
+    *d = (struct kvs_doorbell){ .vm = vm, .address = address, .length = length, .datamatch = datamatch, .flags = flags,
+                                .detached = flags & KVS_DOORBELL_DETACHED };
     int32_t st = doorbell_init(d);
     if (st) {
         free(d);
@@ -138,6 +140,37 @@ int32_t kvs_doorbell_create(struct kvs_vm *vm, uint64_t address, uint32_t length
     atomic_fetch_add(&vm->refs, 1);
     *doorbell = d;
     return KVS_OK;
+}
+
+int32_t kvs_doorbell_ring(struct kvs_doorbell *d)
+{
+    if (!d) return -KVS_EINVAL;
+    ring(d);
+    return KVS_OK;
+}
+
+/* With the world stopped. */
+static int32_t table_move(struct kvs_doorbell *d, uint64_t address, bool detached)
+{
+    const struct doorbells *all = d->vm->doorbells;
+    struct kvs_doorbell wanted = { .address = address, .length = d->length, .datamatch = d->datamatch,
+                                   .flags = d->flags, .detached = detached };
+    for (uint32_t n = 0; all && n < all->count; n++)
+        if (all->bell[n] != d && collide(all->bell[n], &wanted)) return -KVS_EEXIST;
+    d->address = address;
+    d->detached = detached;
+    return KVS_OK;
+}
+
+int32_t kvs_doorbell_move(struct kvs_doorbell *d, uint64_t address, uint32_t attached)
+{
+    if (!d || !shape_is_valid(address, d->length, d->flags)) return -KVS_EINVAL;
+    vm_sync_begin(d->vm, NULL);
+    pthread_mutex_lock(&d->vm->lock);
+    int32_t st = table_move(d, address, !attached);
+    pthread_mutex_unlock(&d->vm->lock);
+    vm_sync_end(d->vm, NULL);
+    return st;
 }
 
 static bool time_after(uint32_t ms, struct timespec *t)

@@ -194,7 +194,7 @@ static void test_doorbells(void)
     CHECK_EQ(kvs_doorbell_create(NULL, 0, 4, 0, 0, &a), -KVS_EINVAL);
     CHECK_EQ(kvs_doorbell_create(vm, 0x1000, 3, 0, 0, &a), -KVS_EINVAL);
     CHECK_EQ(kvs_doorbell_create(vm, 0x1000, 16, 0, 0, &a), -KVS_EINVAL);
-    CHECK_EQ(kvs_doorbell_create(vm, 0x1000, 4, 0, 4, &a), -KVS_EINVAL);
+    CHECK_EQ(kvs_doorbell_create(vm, 0x1000, 4, 0, 8, &a), -KVS_EINVAL);
     CHECK_EQ(kvs_doorbell_create(vm, 0x1000, 0, 0, KVS_DOORBELL_DATAMATCH, &a), -KVS_EINVAL);
     CHECK_EQ(kvs_doorbell_create(vm, ~0ull, 4, 0, 0, &a), -KVS_EINVAL);
     CHECK_EQ(kvs_doorbell_create(vm, 0x10000, 2, 0, KVS_DOORBELL_PIO, &a), -KVS_EINVAL);
@@ -220,6 +220,23 @@ static void test_doorbells(void)
     CHECK_EQ(iobus_port_write(c, 0x510, 7, 2), ST_OK);
     CHECK_EQ(kvs_doorbell_wait(p, -1), 1);
     CHECK_EQ(iobus_port_write(c, 0x511, 7, 1), ST_EXIT_DONE);
+    /* The host rings too, and takes it elsewhere. */
+    CHECK_EQ(kvs_doorbell_ring(b), 0);
+    CHECK_EQ(kvs_doorbell_wait(b, 0), 1);
+    CHECK_EQ(kvs_doorbell_create(vm, 0xd0000000, 2, 1, KVS_DOORBELL_DATAMATCH | KVS_DOORBELL_DETACHED, &x), 0);
+    CHECK_EQ(kvs_doorbell_move(x, 0xd0000000, 1), -KVS_EEXIST);
+    CHECK_EQ(kvs_doorbell_move(x, ~0ull, 1), -KVS_EINVAL);
+    CHECK_EQ(kvs_doorbell_move(x, 0xd0001000, 1), 0);
+    v = 1;
+    CHECK_EQ(iobus_mmio_write(c, 0xd0001000, &v, 2), ST_OK);
+    CHECK_EQ(kvs_doorbell_wait(x, 0), 1);
+    CHECK_EQ(kvs_doorbell_wait(a, 0), 0);
+    CHECK_EQ(kvs_doorbell_move(x, 0xd0001000, 0), 0);
+    CHECK_EQ(iobus_mmio_write(c, 0xd0001000, &v, 2), ST_OK);
+    CHECK_EQ(kvs_doorbell_wait(x, 0), 0);
+    CHECK_EQ(c->write_count, 1);
+    c->write_count = 0;
+    kvs_doorbell_destroy(x);
     /* In virtual time it is an exit. */
     vm->config.clock_mode = KVS_CLOCK_VIRTUAL;
     v = 1;

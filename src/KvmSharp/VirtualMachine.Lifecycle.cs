@@ -13,6 +13,8 @@ public sealed partial class VirtualMachine
     private bool _clockPaused;
     private int _threads;
     private int _parked;
+    private readonly List<Thread> _deviceThreads = []; // those that are at work
+    private int _deviceWorkSuspended;
     private volatile bool _attention;
 
     /// <summary>Where the machine is in its life.</summary>
@@ -52,8 +54,9 @@ public sealed partial class VirtualMachine
     }
 
     /// <summary>
-    /// Takes every vCPU out of the guest, at an instruction boundary, and stops the clock. Returns when that is done. On a
-    /// vCPU thread it only asks: the machine pauses after the instruction. Nothing happens unless the machine runs.
+    /// Takes every vCPU out of the guest, at an instruction boundary, lets the threads of devices finish what they are at, and
+    /// stops the clock. Returns when that is done. On a vCPU thread and on one of a device it only asks: the machine pauses after
+    /// the instruction. Nothing happens unless the machine runs.
     /// </summary>
     public void Pause()
     {
@@ -65,7 +68,7 @@ public sealed partial class VirtualMachine
                 return;
             }
             RequestPauseLocked();
-            if (IsVcpuThread)
+            if (IsMachineThread)
             {
                 return;
             }
@@ -94,12 +97,19 @@ public sealed partial class VirtualMachine
     }
 
     /// <summary>
-    /// Ends the machine from outside and returns when every vCPU thread has ended; on a vCPU thread it only asks. A machine
-    /// that was never started ends too.
+    /// Ends the machine from outside and returns when every vCPU thread has ended; on a vCPU thread and on one of a device it
+    /// only asks. A machine that was never started ends too.
     /// </summary>
     public void Stop()
     {
         ReportExit(new VmExit(VmExitKind.Stopped));
+        lock (_gate)
+        {
+            if (_deviceThreads.Contains(Thread.CurrentThread))
+            {
+                return; // a vCPU may be waiting for what this thread holds
+            }
+        }
         foreach (var vcpu in Vcpus)
         {
             vcpu.Join();
@@ -256,7 +266,7 @@ public sealed partial class VirtualMachine
             _parked++;
             while (_pauseRequested && _exit is null)
             {
-                if (_parked == _threads && _status == VirtualMachineStatus.Running)
+                if (_parked == _threads && _deviceThreads.Count == 0 && _status == VirtualMachineStatus.Running)
                 {
                     _status = VirtualMachineStatus.Paused;
                     SetClockPaused(true);
@@ -280,7 +290,64 @@ public sealed partial class VirtualMachine
         }
     }
 
-    private bool IsVcpuThread => Array.Exists(_vcpus, v => v.IsCurrentThread);
+    /// <summary>
+    /// A thread of a device is about to change memory or devices. It waits here while the machine is paused, so that a paused
+    /// machine stands still. False when the machine is gone.
+    /// </summary>
+    internal bool EnterDeviceWork()
+    {
+        lock (_gate)
+        {
+            while (_deviceWorkSuspended != 0
+                || (_pauseRequested && _exit is null && _status is VirtualMachineStatus.Running or VirtualMachineStatus.Paused))
+            {
+                Monitor.Wait(_gate);
+            }
+            if (_status == VirtualMachineStatus.Disposed)
+            {
+                return false;
+            }
+            _deviceThreads.Add(Thread.CurrentThread);
+            return true;
+        }
+    }
+
+    /// <summary>The thread of a device has done its work for now.</summary>
+    internal void ExitDeviceWork()
+    {
+        lock (_gate)
+        {
+            _deviceThreads.Remove(Thread.CurrentThread);
+            if (_deviceThreads.Count == 0)
+            {
+                Monitor.PulseAll(_gate);
+            }
+        }
+    }
+
+    /// <summary>Holds the threads of devices while the state of the machine is saved or loaded.</summary>
+    private void SuspendDeviceWork()
+    {
+        lock (_gate)
+        {
+            _deviceWorkSuspended++;
+            while (_deviceThreads.Count != 0)
+            {
+                Monitor.Wait(_gate);
+            }
+        }
+    }
+
+    private void ResumeDeviceWork()
+    {
+        lock (_gate)
+        {
+            _deviceWorkSuspended--;
+            Monitor.PulseAll(_gate);
+        }
+    }
+
+    private bool IsMachineThread => Array.Exists(_vcpus, v => v.IsCurrentThread) || _deviceThreads.Contains(Thread.CurrentThread);
 
     private void RequestPauseLocked()
     {

@@ -14,7 +14,7 @@ public sealed partial class VirtualMachine
     public MachineState SaveState()
     {
         var sections = new List<MachineState.Section>();
-        CollectState((name, data) => sections.Add(new MachineState.Section(name, data.ToArray())));
+        CollectStateQuietly((name, data) => sections.Add(new MachineState.Section(name, data.ToArray())));
         return new MachineState(sections);
     }
 
@@ -28,7 +28,7 @@ public sealed partial class VirtualMachine
     public byte[] ComputeStateHash()
     {
         using var hasher = new MachineState.Hasher();
-        CollectState((name, data) => hasher.Add(name, data.Span));
+        CollectStateQuietly((name, data) => hasher.Add(name, data.Span));
         return hasher.Finish();
     }
 
@@ -62,6 +62,7 @@ public sealed partial class VirtualMachine
         {
             SetClockPaused(true);
         }
+        SuspendDeviceWork();
         InterruptLine.Gsi[] lines;
         lock (_setup)
         {
@@ -102,6 +103,7 @@ public sealed partial class VirtualMachine
             {
                 line.Resume();
             }
+            ResumeDeviceWork();
         }
     }
 
@@ -110,6 +112,19 @@ public sealed partial class VirtualMachine
     /// <exception cref="MachineStateException">The state is damaged or of another kind of machine.</exception>
     /// <exception cref="InvalidOperationException">The machine runs or has ended.</exception>
     public void LoadState(Stream stream) => LoadState(MachineState.Load(stream));
+
+    private void CollectStateQuietly(Action<string, ReadOnlyMemory<byte>> add)
+    {
+        SuspendDeviceWork();
+        try
+        {
+            CollectState(add);
+        }
+        finally
+        {
+            ResumeDeviceWork();
+        }
+    }
 
     // Always in the same order, since the hash goes over it.
     private void CollectState(Action<string, ReadOnlyMemory<byte>> add)

@@ -193,7 +193,14 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A doorbell is 1, 2, 4 or 8 bytes wide, or 0 for any width.");
         }
-        var flags = (options.Value is null ? 0u : 1u) | (options.IsPort ? 2u : 0u);
+        return CreateDoorbell(options, handler, (options.Value is null ? 0u : 1u) | (options.IsPort ? 2u : 0u));
+    }
+
+    /// <summary>A thread for a device; doorbells ring it, of the guest once <see cref="Doorbell.TryMove"/> has attached it.</summary>
+    internal Doorbell CreateDetachedDoorbell(Action handler) => CreateDoorbell(new DoorbellOptions { Address = 0 }, handler, 4);
+
+    private Doorbell CreateDoorbell(DoorbellOptions options, Action handler, uint flags)
+    {
         var result = NativeMethods.DoorbellCreate(_handle, options.Address, (uint)options.Length, options.Value ?? 0, flags, out var handle);
         if (result < 0)
         {
@@ -201,7 +208,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
             throw NativeResult.ToException(result, "create a doorbell");
         }
         handle.KeepAlive(_handle);
-        var doorbell = new Doorbell(handle, options, handler, Options.Clock == ClockMode.Virtual, ReportFault, RemoveDoorbell);
+        var doorbell = new Doorbell(handle, options, handler, Options.Clock == ClockMode.Virtual, this);
         lock (_setup)
         {
             Volatile.Write(ref _doorbells, [.. _doorbells, doorbell]);
@@ -247,7 +254,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
         return rung;
     }
 
-    private void RemoveDoorbell(Doorbell doorbell)
+    internal void RemoveDoorbell(Doorbell doorbell)
     {
         lock (_setup)
         {

@@ -119,6 +119,12 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(Library, EntryPoint = "kvs_doorbell_wait")]
     internal static partial int DoorbellWait(DoorbellHandle doorbell, int timeoutMilliseconds);
 
+    [LibraryImport(Library, EntryPoint = "kvs_doorbell_ring")]
+    internal static partial int DoorbellRing(DoorbellHandle doorbell);
+
+    [LibraryImport(Library, EntryPoint = "kvs_doorbell_move")]
+    internal static partial int DoorbellMove(DoorbellHandle doorbell, ulong address, uint attached);
+
     [LibraryImport(Library, EntryPoint = "kvs_doorbell_close")]
     internal static partial void DoorbellClose(DoorbellHandle doorbell);
 

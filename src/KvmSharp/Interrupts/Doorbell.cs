@@ -26,19 +26,16 @@ public sealed class Doorbell : IDisposable
 {
     private readonly DoorbellHandle _handle;
     private readonly Action _handler;
-    private readonly Action<Exception> _fault;
-    private readonly Action<Doorbell> _remove;
+    private readonly VirtualMachine _machine;
     private readonly Thread? _thread;
     private int _disposed;
 
-    internal Doorbell(DoorbellHandle handle, DoorbellOptions options, Action handler, bool synchronous, Action<Exception> fault,
-        Action<Doorbell> remove)
+    internal Doorbell(DoorbellHandle handle, DoorbellOptions options, Action handler, bool synchronous, VirtualMachine machine)
     {
         _handle = handle;
         Options = options;
         _handler = handler;
-        _fault = fault;
-        _remove = remove;
+        _machine = machine;
         if (!synchronous)
         {
             _thread = new Thread(Wait) { IsBackground = true, Name = $"doorbell 0x{options.Address:x}" };
@@ -56,13 +53,37 @@ public sealed class Doorbell : IDisposable
         {
             return;
         }
-        _remove(this);
+        _machine.RemoveDoorbell(this);
         NativeMethods.DoorbellClose(_handle);
         if (_thread is not null && _thread != Thread.CurrentThread)
         {
             _thread.Join();
         }
         _handle.Dispose();
+    }
+
+    /// <summary>Wakes the thread as a guest write does. Not on a virtual clock.</summary>
+    internal void RingFromHost()
+    {
+        try
+        {
+            _ = NativeMethods.DoorbellRing(_handle);
+        }
+        catch (ObjectDisposedException)
+        {
+            // The machine is gone; an event of the host came too late.
+        }
+    }
+
+    /// <summary>Takes the doorbell to another address, or where no guest write rings it. False when another one has the address.</summary>
+    internal bool TryMove(ulong? address)
+    {
+        if (NativeMethods.DoorbellMove(_handle, address ?? Options.Address, address is null ? 0u : 1u) < 0)
+        {
+            _ = NativeMethods.DoorbellMove(_handle, Options.Address, 0);
+            return false;
+        }
+        return true;
     }
 
     internal bool Matches(bool isPort, ulong address, ReadOnlySpan<byte> data)
@@ -91,14 +112,21 @@ public sealed class Doorbell : IDisposable
         try
         {
             _handle.DangerousAddRef(ref added);
-            while (NativeMethods.DoorbellWait(_handle, -1) == 1)
+            while (NativeMethods.DoorbellWait(_handle, -1) == 1 && _machine.EnterDeviceWork())
             {
-                _handler();
+                try
+                {
+                    _handler();
+                }
+                finally
+                {
+                    _machine.ExitDeviceWork();
+                }
             }
         }
         catch (Exception e)
         {
-            _fault(e);
+            _machine.ReportFault(e);
         }
         finally
         {
