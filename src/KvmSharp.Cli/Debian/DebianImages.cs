@@ -30,7 +30,7 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     private const string AptStateName = "apt";
 
     // Part of the manifest's name: a new version of the init script or layout makes old files unused.
-    private const string FormatVersion = "1";
+    private const string FormatVersion = "2";
 
     /// <summary>The directory for cached files: $XDG_CACHE_HOME/kvmsharp, or ~/.cache/kvmsharp.</summary>
     public static string DefaultCacheDirectory()
@@ -76,6 +76,50 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
             }
 
             return image;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            throw new CliException($"cannot use the cache directory: {exception.Message}", exception);
+        }
+        finally
+        {
+            progress.Clear();
+        }
+    }
+
+    /// <summary>
+    /// Returns an initramfs with kernel modules, to be put behind the image's own. The kernel parameter
+    /// <c>kvmsharp.modules</c> (names joined by commas) loads some of them with what they need.
+    /// </summary>
+    /// <param name="image">The image that they are for.</param>
+    /// <param name="cancellation">Ends the work early.</param>
+    public async Task<string> ObtainModulesAsync(DebianImage image, CancellationToken cancellation)
+    {
+        string directory = Path.Combine(cacheDirectory, "debian");
+        string file = Path.Combine(directory, $"modules-{KernelModules.FormatVersion}_{image.KernelPackage}_{image.KernelVersion}.cpio.gz");
+        try
+        {
+            using FileStream exclusive = await LockAsync(Path.Combine(directory, "lock"), cancellation).ConfigureAwait(false);
+            if (IsIntact(file))
+            {
+                return file;
+            }
+
+            HostTool.Require("apt-get", "apt-cache", "dpkg-deb");
+            var apt = new AptClient(Path.Combine(directory, AptStateName), progress);
+            AptPackage package = await FindAsync(apt, image.KernelPackage, cancellation).ConfigureAwait(false);
+            if (package.Version != image.KernelVersion)
+            {
+                throw new CliException($"apt has {image.KernelPackage} {package.Version}, the cached kernel is {image.KernelVersion}; use --refresh");
+            }
+
+            var modules = new KernelModules();
+            await WithPackageAsync(apt, package, directory, (archive, _) => ReadArchiveAsync(archive, package.Name, modules.AddAsync, cancellation),
+                cancellation).ConfigureAwait(false);
+            byte[] content = modules.Build();
+            WriteAtomically(file + ".sha256", System.Text.Encoding.ASCII.GetBytes(Convert.ToHexStringLower(SHA256.HashData(content)) + "\n"));
+            WriteAtomically(file, content);
+            return file;
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
@@ -142,27 +186,20 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
         await apt.FindAsync(name, cancellation).ConfigureAwait(false)
         ?? throw new CliException($"apt knows no package '{name}'; are Debian's sources for amd64 configured?");
 
+    private static bool IsIntact(string file) => File.Exists(file) && File.Exists(file + ".sha256")
+        && File.ReadAllText(file + ".sha256").Trim() == HashOf(file);
+
     /// <summary>Downloads a package and takes one file out of it, unless that file is there already.</summary>
     private async Task EnsureAsync(
         AptClient apt, AptPackage package, string target, Func<string, bool> wanted, CancellationToken cancellation)
     {
-        if (File.Exists(target) && File.Exists(target + ".sha256")
-            && File.ReadAllText(target + ".sha256").Trim() == HashOf(target))
+        if (IsIntact(target))
         {
             return;
         }
 
-        string temporary = Path.Combine(Path.GetDirectoryName(target)!, "download");
-        if (Directory.Exists(temporary))
+        await WithPackageAsync(apt, package, Path.GetDirectoryName(target)!, async (archive, temporary) =>
         {
-            Directory.Delete(temporary, recursive: true);
-        }
-
-        Directory.CreateDirectory(temporary);
-        try
-        {
-            string archive = await apt.DownloadAsync(package, temporary, cancellation).ConfigureAwait(false);
-            progress.Step($"unpacking {package.Name}");
             string extracted = Path.Combine(temporary, "file");
             await ExtractAsync(archive, wanted, extracted, package.Name, cancellation).ConfigureAwait(false);
             if (!OperatingSystem.IsWindows())
@@ -173,6 +210,25 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
 
             WriteAtomically(target + ".sha256", System.Text.Encoding.ASCII.GetBytes(HashOf(extracted) + "\n"));
             File.Move(extracted, target, overwrite: true);
+        }, cancellation).ConfigureAwait(false);
+    }
+
+    /// <summary>Downloads a package into a directory of its own, which is gone when its use ends.</summary>
+    private async Task WithPackageAsync(
+        AptClient apt, AptPackage package, string directory, Func<string, string, Task> use, CancellationToken cancellation)
+    {
+        string temporary = Path.Combine(directory, "download");
+        if (Directory.Exists(temporary))
+        {
+            Directory.Delete(temporary, recursive: true);
+        }
+
+        Directory.CreateDirectory(temporary);
+        try
+        {
+            string archive = await apt.DownloadAsync(package, temporary, cancellation).ConfigureAwait(false);
+            progress.Step($"unpacking {package.Name}");
+            await use(archive, temporary).ConfigureAwait(false);
         }
         finally
         {
@@ -183,6 +239,28 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     /// <summary>Copies the first matching file of a package's file system archive.</summary>
     private static async Task ExtractAsync(
         string package, Func<string, bool> wanted, string target, string packageName, CancellationToken cancellation)
+    {
+        bool found = false;
+        await ReadArchiveAsync(package, packageName, async (name, content) =>
+        {
+            if (wanted(name))
+            {
+                await using FileStream output = File.Create(target);
+                await content.CopyToAsync(output, cancellation).ConfigureAwait(false);
+                found = true;
+            }
+
+            return !found;
+        }, cancellation).ConfigureAwait(false);
+        if (!found)
+        {
+            throw new CliException($"package {packageName} does not hold the expected file");
+        }
+    }
+
+    /// <summary>Shows the files of a package's file system archive until the visitor has enough.</summary>
+    private static async Task ReadArchiveAsync(
+        string package, string packageName, Func<string, Stream, Task<bool>> visit, CancellationToken cancellation)
     {
         // The tar stream is read here instead of unpacking everything: a kernel package holds
         // hundreds of megabytes of modules, and the kernel itself comes first.
@@ -197,10 +275,8 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
             while (await tar.GetNextEntryAsync(copyData: false, cancellation).ConfigureAwait(false) is { } entry)
             {
                 string name = entry.Name.StartsWith("./", StringComparison.Ordinal) ? entry.Name[2..] : entry.Name;
-                if (entry.DataStream is not null && wanted(name))
+                if (entry.DataStream is not null && !await visit(name, entry.DataStream).ConfigureAwait(false))
                 {
-                    await using FileStream output = File.Create(target);
-                    await entry.DataStream.CopyToAsync(output, cancellation).ConfigureAwait(false);
                     return;
                 }
             }
@@ -214,8 +290,6 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
             process.Kill(entireProcessTree: true);
             await process.WaitForExitAsync(CancellationToken.None).ConfigureAwait(false);
         }
-
-        throw new CliException($"package {packageName} does not hold the expected file");
     }
 
     private static async Task<IReadOnlyList<string>> ListAppletsAsync(string busybox, CancellationToken cancellation)

@@ -20,6 +20,15 @@ internal static class InitramfsBuilder
         mount -t devpts devpts /dev/pts
         mount -t tmpfs tmpfs /tmp
         hostname kvmsharp
+        read -r cmdline </proc/cmdline
+        case "$cmdline" in
+        *kvmsharp.modules=*)
+            modules=${cmdline#*kvmsharp.modules=}
+            for module in $(echo "${modules%% *}" | tr ',' ' '); do
+                for file in $(cat /lib/modules/$module.load); do insmod /lib/modules/$file.ko 2>/dev/null; done
+            done
+            ;;
+        esac
         cd /root
         command=$(sed -n 's/.*kvmsharp\.run=\([^ ]*\).*/\1/p' /proc/cmdline | tr ',' ' ')
         if [ -n "$command" ]; then
