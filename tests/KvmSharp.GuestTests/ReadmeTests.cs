@@ -4,19 +4,21 @@ using KvmSharp.GuestTests.Support;
 
 namespace KvmSharp.GuestTests;
 
-/// <summary>The code in the README is code that is compiled and run here.</summary>
+/// <summary>The code in the README and the documents is code that is compiled and run here.</summary>
 public sealed partial class ReadmeTests
 {
-    private static readonly string Readme = File.ReadAllText(Path.Combine(TestPaths.RepositoryRoot, "README.md"));
+    private static readonly string Documents = string.Concat(Directory
+        .GetFiles(Path.Combine(TestPaths.RepositoryRoot, "docs"), "*.md", SearchOption.AllDirectories)
+        .Append(Path.Combine(TestPaths.RepositoryRoot, "README.md")).Select(File.ReadAllText));
 
     [Fact]
-    public void CodeInTheReadmeIsTheCodeOfTheSamples()
+    public void CodeInTheDocumentsIsTheCodeOfTheSamples()
     {
         string samples = string.Concat(Directory
             .GetFiles(Path.Combine(TestPaths.RepositoryRoot, "tests", "KvmSharp.GuestTests", "Samples"), "*.cs").Select(File.ReadAllText));
         Dictionary<string, string> regions = Regions().Matches(samples)
             .ToDictionary(match => match.Groups[1].Value, match => Unindent(match.Groups[2].Value));
-        MatchCollection blocks = CodeBlocks().Matches(Readme);
+        MatchCollection blocks = CodeBlocks().Matches(Documents);
         Assert.NotEmpty(blocks);
         foreach (Match block in blocks)
         {

@@ -50,18 +50,31 @@ public sealed class IoBus
         var mapping = new Mapping(address, address + (length - 1), device);
         lock (_lock)
         {
-            var index = 0;
-            while (index < _mappings.Length && _mappings[index].First < address)
+            if (FindOverlap(mapping) is { } other)
             {
-                index++;
+                throw new KvmSharpException(KvmSharpErrorCode.Overlap,
+                    $"The {Name} range 0x{mapping.First:x}-0x{mapping.Last:x} overlaps 0x{other.First:x}-0x{other.Last:x} of {other.Device.GetType().Name}.");
             }
-            CheckOverlap(mapping, index - 1);
-            CheckOverlap(mapping, index);
-            var next = new Mapping[_mappings.Length + 1];
-            _mappings.AsSpan(0, index).CopyTo(next);
-            next[index] = mapping;
-            _mappings.AsSpan(index).CopyTo(next.AsSpan(index + 1));
-            Volatile.Write(ref _mappings, next);
+            Insert(mapping);
+        }
+        return new Registration(this, mapping);
+    }
+
+    /// <summary>Maps a device where a guest wants it; null when the range is taken or leaves the bus.</summary>
+    internal IDisposable? TryMap(IIoDevice device, ulong address, ulong length)
+    {
+        if (address > _lastAddress || length - 1 > _lastAddress - address)
+        {
+            return null;
+        }
+        var mapping = new Mapping(address, address + (length - 1), device);
+        lock (_lock)
+        {
+            if (FindOverlap(mapping) is not null)
+            {
+                return null;
+            }
+            Insert(mapping);
         }
         return new Registration(this, mapping);
     }
@@ -185,14 +198,18 @@ public sealed class IoBus
         return null;
     }
 
-    private void CheckOverlap(Mapping mapping, int index)
+    private Mapping? FindOverlap(Mapping mapping) =>
+        Array.Find(_mappings, other => other.First <= mapping.Last && mapping.First <= other.Last);
+
+    // Keeps the order of addresses. Under the lock.
+    private void Insert(Mapping mapping)
     {
-        if ((uint)index < (uint)_mappings.Length && _mappings[index].First <= mapping.Last && mapping.First <= _mappings[index].Last)
+        var index = 0;
+        while (index < _mappings.Length && _mappings[index].First < mapping.First)
         {
-            var other = _mappings[index];
-            throw new KvmSharpException(KvmSharpErrorCode.Overlap,
-                $"The {Name} range 0x{mapping.First:x}-0x{mapping.Last:x} overlaps 0x{other.First:x}-0x{other.Last:x} of {other.Device.GetType().Name}.");
+            index++;
         }
+        Volatile.Write(ref _mappings, [.. _mappings[..index], mapping, .. _mappings[index..]]);
     }
 
     private void Unmap(Mapping mapping)

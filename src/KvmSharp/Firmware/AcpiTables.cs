@@ -1,6 +1,8 @@
 using System.Buffers.Binary;
 using System.Text;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Pci;
+using KvmSharp.Devices.Virtio;
 
 namespace KvmSharp.Firmware;
 
@@ -15,10 +17,16 @@ internal sealed record AcpiTableOptions
     public IReadOnlyList<(ushort Port, int Irq)> SerialPorts { get; init; } = [];
 
     public bool RealTimeClock { get; init; } = true;
+
+    /// <summary>Whether there is a PCI bus as <see cref="PciHost"/> has it.</summary>
+    public bool Pci { get; init; }
+
+    /// <summary>Virtio devices without a bus: address of the registers and GSI.</summary>
+    public IReadOnlyList<(uint Address, int Gsi)> VirtioMmio { get; init; } = [];
 }
 
 /// <summary>
-/// Builds the ACPI tables of a PC: RSDP, RSDT and XSDT, FADT, FACS, MADT, DSDT. Specification: ACPI 6.5, "ACPI System
+/// Builds the ACPI tables of a PC: RSDP, RSDT and XSDT, FADT, FACS, MADT, MCFG, DSDT. Specification: ACPI 6.5, "ACPI System
 /// Description Tables".
 /// </summary>
 internal static class AcpiTables
@@ -59,8 +67,9 @@ internal static class AcpiTables
         var dsdt = Place(BuildDsdt(options), 16);
         var fadt = Place(BuildFadt(options, facs, dsdt), 16);
         var madt = Place(BuildMadt(options), 16);
-        var rsdt = Place(BuildRootTable("RSDT", 4, fadt, madt), 16);
-        var xsdt = Place(BuildRootTable("XSDT", 8, fadt, madt), 16);
+        uint[] tables = options.Pci ? [fadt, madt, Place(BuildMcfg(), 16)] : [fadt, madt];
+        var rsdt = Place(BuildRootTable("RSDT", 4, tables), 16);
+        var xsdt = Place(BuildRootTable("XSDT", 8, tables), 16);
         var bytes = image.ToArray();
         BuildRsdp(rsdt, xsdt).CopyTo(bytes, 0);
         return bytes;
@@ -194,6 +203,19 @@ internal static class AcpiTables
                     .Name("_UID", uid)
                     .NameResources("_CRS", AmlWriter.Ports(port, Uart16550.PortCount), AmlWriter.Irq(irq)));
             }
+            if (options.Pci)
+            {
+                DescribePci(system);
+            }
+            for (var i = 0; i < options.VirtioMmio.Count; i++)
+            {
+                var (address, gsi) = options.VirtioMmio[i];
+                var uid = (uint)i;
+                system.Device($"VM{i:X2}", d => d
+                    .Name("_HID", "LNRO0005")
+                    .Name("_UID", uid)
+                    .NameResources("_CRS", AmlWriter.Memory(address, (uint)VirtioMmioTransport.Length), AmlWriter.Gsi(gsi)));
+            }
             if (options.RealTimeClock)
             {
                 system.Device("RTC", d => d
@@ -203,6 +225,42 @@ internal static class AcpiTables
         });
         aml.NamePackage("\\_S5", AcpiPm.SleepTypeS5, AcpiPm.SleepTypeS5, 0, 0);
         return BuildTable("DSDT", 2, aml.ToArray());
+    }
+
+    // PCI Firmware Specification 3.3, "MCFG Table Description": one segment, all buses.
+    private static byte[] BuildMcfg() =>
+        BuildTable("MCFG", 1, [.. new byte[8], .. BitConverter.GetBytes(PciHost.DefaultEcamAddress), 0, 0, 0, 0xff, 0, 0, 0, 0]);
+
+    // ACPI 6.5, "_PRT (PCI Routing Table)": device, pin, no link device, GSI. Without functions beyond the root bus only
+    // its windows matter.
+    private static void DescribePci(AmlWriter system)
+    {
+        var routes = new List<uint[]>();
+        for (var device = 0; device < 32; device++)
+        {
+            for (var pin = 0; pin < 4; pin++)
+            {
+                routes.Add([(uint)device << 16 | 0xffff, (uint)pin, 0, (uint)(PciHost.FirstInterrupt + PciHost.WireOf(device, pin))]);
+            }
+        }
+        system.Device("PCI0", d => d
+            .Name("_HID", AmlWriter.EisaId("PNP0A08"))
+            .Name("_CID", AmlWriter.EisaId("PNP0A03"))
+            .Name("_UID", 0u)
+            .Name("_SEG", 0u)
+            .Name("_BBN", 0u)
+            .NameResources("_CRS",
+                AmlWriter.BusWindow(0, 0xff),
+                AmlWriter.Ports((ushort)PciHost.BasePort, PciHost.PortCount),
+                AmlWriter.PortWindow(0, (ushort)(PciHost.BasePort - 1)),
+                AmlWriter.PortWindow((ushort)(PciHost.BasePort + PciHost.PortCount), 0xffff),
+                AmlWriter.MemoryWindow((uint)PciHost.MemoryWindowStart, (uint)(PciHost.MemoryWindowEnd - 1)),
+                AmlWriter.HighMemoryWindow(PciHost.HighWindowStart, PciHost.HighWindowEnd - 1))
+            .NamePackages("_PRT", routes));
+        // "PCI Express Enhanced Configuration": the range belongs to the motherboard.
+        system.Device("MBRD", d => d
+            .Name("_HID", AmlWriter.EisaId("PNP0C02"))
+            .NameResources("_CRS", AmlWriter.Memory((uint)PciHost.DefaultEcamAddress, 256U << 20)));
     }
 
     // "System Description Table Header"

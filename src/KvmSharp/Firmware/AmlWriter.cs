@@ -19,6 +19,8 @@ internal sealed class AmlWriter
     private const byte ExtOpPrefix = 0x5b;
     private const byte DeviceOp = 0x82;
     private const byte RootChar = 0x5c;
+    private const byte MinMaxFixed = 0x0c;
+    private const byte ReadWrite = 1;
 
     private readonly MemoryStream _stream = new();
 
@@ -60,6 +62,29 @@ internal sealed class AmlWriter
         return this;
     }
 
+    /// <summary>A package of packages of numbers.</summary>
+    public AmlWriter NamePackages(string path, IReadOnlyList<uint[]> packages)
+    {
+        var elements = new AmlWriter();
+        elements._stream.WriteByte((byte)packages.Count);
+        foreach (var package in packages)
+        {
+            var inner = new AmlWriter();
+            inner._stream.WriteByte((byte)package.Length);
+            foreach (var value in package)
+            {
+                inner.Integer(value);
+            }
+            elements._stream.WriteByte(PackageOp);
+            elements.WithLength(inner.ToArray());
+        }
+        _stream.WriteByte(NameOp);
+        Path(path);
+        _stream.WriteByte(PackageOp);
+        WithLength(elements.ToArray());
+        return this;
+    }
+
     public AmlWriter NameResources(string path, params byte[][] descriptors)
     {
         byte[] bytes = [.. descriptors.SelectMany(d => d), 0x79, 0]; // end tag; a checksum of 0 means none
@@ -78,12 +103,45 @@ internal sealed class AmlWriter
     /// <summary>"IRQ Descriptor" without flags: an ISA interrupt, high, edge-triggered.</summary>
     public static byte[] Irq(int irq) => [0x22, (byte)(1 << irq), (byte)((1 << irq) >> 8)];
 
+    /// <summary>"Extended Interrupt Descriptor": any GSI, level-triggered, active high, shared.</summary>
+    public static byte[] Gsi(int gsi) => [0x89, 6, 0, 0x09, 1, .. BitConverter.GetBytes(gsi)];
+
+    /// <summary>"32-Bit Fixed Memory Range Descriptor": read-write.</summary>
+    public static byte[] Memory(uint address, uint length) =>
+        [0x86, 9, 0, 1, .. BitConverter.GetBytes(address), .. BitConverter.GetBytes(length)];
+
+    /// <summary>"Word Address Space Descriptor": bus numbers that a bridge passes on.</summary>
+    public static byte[] BusWindow(byte first, byte last) => WordWindow(2, 0, first, last);
+
+    /// <summary>"Word Address Space Descriptor": ports that a bridge passes on.</summary>
+    public static byte[] PortWindow(ushort first, ushort last) => WordWindow(1, 3, first, last);
+
+    /// <summary>"DWord Address Space Descriptor": memory addresses that a bridge passes on.</summary>
+    public static byte[] MemoryWindow(uint first, uint last)
+    {
+        byte[] descriptor = [0x87, 0x17, 0, 0, MinMaxFixed, ReadWrite];
+        return [.. descriptor, .. new uint[] { 0, first, last, 0, last - first + 1 }.SelectMany(BitConverter.GetBytes)];
+    }
+
+    /// <summary>"QWord Address Space Descriptor": memory addresses that a bridge passes on.</summary>
+    public static byte[] HighMemoryWindow(ulong first, ulong last)
+    {
+        byte[] descriptor = [0x8a, 0x2b, 0, 0, MinMaxFixed, ReadWrite];
+        return [.. descriptor, .. new ulong[] { 0, first, last, 0, last - first + 1 }.SelectMany(BitConverter.GetBytes)];
+    }
+
     /// <summary>A plug-and-play id like PNP0501 as a number ("EISAID").</summary>
     public static uint EisaId(string id)
     {
         var vendor = ((id[0] - 0x40) << 10) | ((id[1] - 0x40) << 5) | (id[2] - 0x40);
         var product = Convert.ToUInt16(id[3..], 16);
         return BinaryPrimitives.ReverseEndianness(((uint)vendor << 16) | product);
+    }
+
+    private static byte[] WordWindow(byte type, byte flags, ushort first, ushort last)
+    {
+        byte[] descriptor = [0x88, 0x0d, 0, type, MinMaxFixed, flags];
+        return [.. descriptor, .. new[] { (ushort)0, first, last, (ushort)0, (ushort)(last - first + 1) }.SelectMany(BitConverter.GetBytes)];
     }
 
     private AmlWriter Block(byte[] opcode, string path, Action<AmlWriter> content)

@@ -1,5 +1,7 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Pci;
+using KvmSharp.Devices.Virtio;
 using KvmSharp.Firmware;
 
 namespace KvmSharp;
@@ -16,6 +18,10 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
     private const ulong HoleEnd = 4UL << 30;
     private const ulong OptionRomStart = 0xc_0000;
     private const int RtcInterrupt = 8;
+    private const uint VirtioMmioStart = 0xfeb0_0000;
+    private const uint VirtioMmioStep = 0x1000; // a page each, so that a guest can map them one by one
+    private const int VirtioMmioFirstGsi = 20;
+    private const int VirtioMmioGsis = 4;
 
     // BIOS data area (IBM PC/AT Technical Reference, "BIOS Data Area").
     private const ulong BdaExtendedSegment = 0x40e;
@@ -25,6 +31,8 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
 
     private readonly Uart16550?[] _serialPorts = new Uart16550?[4];
     private readonly PostCode _postCode = new();
+    private readonly List<VirtioDevice> _virtioDevices = [];
+    private readonly List<(uint Address, int Gsi)> _virtioMmio = [];
 
     /// <summary>Builds the machine and loads the kernel.</summary>
     /// <param name="options">What is in it.</param>
@@ -50,6 +58,8 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
             MapMemory(below4G, options.MemorySize - below4G);
             MapSerialPorts();
             MapDevices(below4G, options.MemorySize - below4G);
+            AddVirtioDevices();
+            AddPciDevices();
             var rsdp = InstallFirmwareData();
             if (options.Kernel is { } kernel)
             {
@@ -79,6 +89,12 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
 
     /// <summary>The power management hardware, or <see langword="null"/> without ACPI.</summary>
     public AcpiPm? PowerManagement { get; private set; }
+
+    /// <summary>The PCI bus, or <see langword="null"/> without one.</summary>
+    public PciHost? Pci { get; private set; }
+
+    /// <summary>The virtio devices in the order of <see cref="PcMachineOptions.VirtioDevices"/>.</summary>
+    public IReadOnlyList<VirtioDevice> VirtioDevices => _virtioDevices;
 
     /// <summary>The last code that the guest wrote to port 0x80.</summary>
     public byte LastPostCode => _postCode.Value;
@@ -133,6 +149,10 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         foreach (var port in _serialPorts)
         {
             port?.Disconnect();
+        }
+        foreach (var device in _virtioDevices)
+        {
+            device.Dispose();
         }
     }
 
@@ -192,7 +212,15 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         var machine = VirtualMachine;
         var ports = machine.Ports;
         ports.Map(_postCode, PostCode.DefaultPort, 1);
-        ports.Map(new ResetControl(machine), ResetControl.BasePort, ResetControl.PortCount);
+        var resetControl = new ResetControl(machine);
+        if (Options.HasPci)
+        {
+            Pci = new PciHost(machine, resetControl);
+        }
+        else
+        {
+            ports.Map(resetControl, ResetControl.BasePort, ResetControl.PortCount);
+        }
         ports.Map(new KeyboardReset(machine), KeyboardReset.BasePort, KeyboardReset.PortCount);
         ports.Map(new SystemControlPortA(machine), SystemControlPortA.DefaultPort, 1);
         if (Options.RealTimeClock)
@@ -217,6 +245,33 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         }
     }
 
+    private void AddVirtioDevices()
+    {
+        foreach (var options in Options.VirtioDevices)
+        {
+            var device = options.Create(Options.Clock);
+            _virtioDevices.Add(device);
+            if (options.Transport == VirtioTransport.Pci)
+            {
+                Pci!.Add(new VirtioPciTransport(device));
+                continue;
+            }
+            var address = VirtioMmioStart + VirtioMmioStep * (uint)_virtioMmio.Count;
+            var gsi = VirtioMmioFirstGsi + _virtioMmio.Count % VirtioMmioGsis;
+            _ = new VirtioMmioTransport(VirtualMachine, device, address, VirtualMachine.GetInterruptLine(gsi));
+            _virtioMmio.Add((address, gsi));
+        }
+    }
+
+    private void AddPciDevices()
+    {
+        foreach (var create in Options.PciDevices)
+        {
+            Pci!.Add(create());
+        }
+        Pci?.AssignResources();
+    }
+
     // What firmware leaves in memory. Returns where the RSDP is.
     private GuestAddress? InstallFirmwareData()
     {
@@ -232,6 +287,8 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
             VcpuCount = Options.VcpuCount,
             SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
             RealTimeClock = Options.RealTimeClock,
+            Pci = Pci is not null,
+            VirtioMmio = _virtioMmio,
         });
         memory.Write(AcpiTables.DefaultAddress, tables);
         return AcpiTables.DefaultAddress;

@@ -1,5 +1,7 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Pci;
+using KvmSharp.Devices.Virtio;
 
 namespace KvmSharp;
 
@@ -8,6 +10,9 @@ public sealed record PcMachineOptions
 {
     /// <summary>The smallest memory that a PC has here, in bytes: 2 MiB.</summary>
     public const ulong MinMemorySize = 2UL << 20;
+
+    /// <summary>The most virtio devices with <see cref="VirtioTransport.Mmio"/> that a PC has.</summary>
+    public const int MaxVirtioMmioDevices = 8;
 
     /// <summary>RAM in bytes: a multiple of 4096, at least <see cref="MinMemorySize"/>. What exceeds 3 GiB lies above 4 GiB.</summary>
     public ulong MemorySize { get; init; } = 512UL << 20;
@@ -51,6 +56,20 @@ public sealed record PcMachineOptions
     /// <summary>Whether the machine has ACPI: tables, power management registers, power-off. A guest without it cannot switch itself off.</summary>
     public bool Acpi { get; init; } = true;
 
+    /// <summary>Whether the machine has a PCI bus. Devices on it bring it along.</summary>
+    public bool Pci { get; init; }
+
+    /// <summary>
+    /// What makes the PCI functions of the machine, each time that it is built; they get the first free places in this order,
+    /// behind the virtio devices.
+    /// </summary>
+    public IReadOnlyList<Func<PciDevice>> PciDevices { get; init; } = [];
+
+    /// <summary>The virtio devices, in the order of their places.</summary>
+    public IReadOnlyList<VirtioDeviceOptions> VirtioDevices { get; init; } = [];
+
+    internal bool HasPci => Pci || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
+
     /// <summary>Whether <see cref="PcMachine.RunAsync"/> ends at a reset instead of starting the machine anew.</summary>
     public bool NoReboot { get; init; }
 
@@ -70,6 +89,17 @@ public sealed record PcMachineOptions
         if (SerialPorts.Count > 4)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A PC has at most 4 serial ports.");
+        }
+        ArgumentNullException.ThrowIfNull(PciDevices);
+        ArgumentNullException.ThrowIfNull(VirtioDevices);
+        foreach (var device in VirtioDevices)
+        {
+            ArgumentNullException.ThrowIfNull(device, nameof(VirtioDevices));
+            device.Validate();
+        }
+        if (VirtioDevices.Count(d => d.Transport == VirtioTransport.Mmio) > MaxVirtioMmioDevices)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"A PC has at most {MaxVirtioMmioDevices} virtio devices without a bus.");
         }
         if (Initrd is not null && Kernel is null)
         {

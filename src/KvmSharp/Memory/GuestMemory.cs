@@ -139,6 +139,30 @@ public sealed unsafe class GuestMemory
         }
     }
 
+    /// <summary>Reads guest memory if memory backs the whole range.</summary>
+    /// <param name="address">The first address.</param>
+    /// <param name="data">Where the bytes go.</param>
+    /// <returns>Whether memory backs the range; otherwise nothing is read.</returns>
+    public bool TryRead(GuestAddress address, Span<byte> data)
+    {
+        fixed (byte* p = data)
+        {
+            return NativeMethods.MemRead(_vm, address.Value, p, (ulong)data.Length) >= 0;
+        }
+    }
+
+    /// <summary>Writes guest memory if writable memory backs the whole range.</summary>
+    /// <param name="address">The first address.</param>
+    /// <param name="data">The bytes.</param>
+    /// <returns>Whether writable memory backs the range; otherwise nothing is written.</returns>
+    public bool TryWrite(GuestAddress address, ReadOnlySpan<byte> data)
+    {
+        fixed (byte* p = data)
+        {
+            return NativeMethods.MemWrite(_vm, address.Value, p, (ulong)data.Length) >= 0;
+        }
+    }
+
     /// <summary>Reads a value in the guest's (little-endian) byte order.</summary>
     /// <typeparam name="T">An integer or a structure of such without references.</typeparam>
     /// <param name="address">The address; it need not be aligned.</param>
@@ -197,6 +221,14 @@ public sealed unsafe class GuestMemory
             throw Fault(KvmSharpErrorCode.ReadOnly, address, (ulong)length, "write");
         }
         return new GuestMemoryWriteScope(_vm, slot, address, length);
+    }
+
+    /// <summary>As <see cref="BeginWrite"/>; a range that one writable slot does not back gives an empty scope.</summary>
+    internal GuestMemoryWriteScope TryBeginWrite(GuestAddress address, int length, out bool found)
+    {
+        var slot = FindSlot(address, (ulong)length);
+        found = slot is not null && (slot.Flags & MemorySlotFlags.ReadOnly) == 0;
+        return found ? new GuestMemoryWriteScope(_vm, slot!, address, length) : default;
     }
 
     /// <summary>Whether memory backs every byte of a range. The range may span adjacent slots.</summary>

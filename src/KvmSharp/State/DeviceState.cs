@@ -69,6 +69,13 @@ public sealed class StateWriter
     /// <param name="value">The bytes.</param>
     public void WriteBytes(ReadOnlySpan<byte> value) => _stream.Write(value);
 
+    /// <summary>Writes a short ASCII name with its length.</summary>
+    internal void WriteName(string name)
+    {
+        WriteByte((byte)name.Length);
+        WriteBytes(System.Text.Encoding.ASCII.GetBytes(name));
+    }
+
     /// <summary>All that was written.</summary>
     public byte[] ToArray() => _stream.ToArray();
 }
@@ -124,6 +131,9 @@ public sealed class StateReader(ReadOnlyMemory<byte> data)
         _rest = _rest[count..];
         return bytes;
     }
+
+    /// <summary>Reads what <see cref="StateWriter.WriteName"/> wrote.</summary>
+    internal string ReadName() => System.Text.Encoding.ASCII.GetString(ReadBytes(ReadByte()));
 
     /// <summary>Checks that nothing is left.</summary>
     /// <exception cref="MachineStateException">Something is.</exception>
