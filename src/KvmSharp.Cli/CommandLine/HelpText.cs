@@ -21,7 +21,10 @@ internal static class HelpText
           --cpus N               processors; default 1
           --serial stdio|file=F|off     where COM1 leads (default: stdio)
           --debugcon FILE        where ports 0xe9 and 0x402 lead
+          --disk path=F[,format=raw|qcow2][,readonly][,serial=S][,queues=N]     a virtio disk
           --device isa-debug-exit[,iobase=0xf4]     lets the guest choose the exit status
+          --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file
+                                 disks and virtio devices take transport=pci (the default) or mmio
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
           --engine auto|interpreter
           --no-reboot            a reset by the guest ends the run

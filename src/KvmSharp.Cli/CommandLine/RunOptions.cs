@@ -46,6 +46,11 @@ internal sealed record RunOptions
 
     public ushort? DebugExitPort { get; init; }
 
+    public IReadOnlyList<DiskArgument> Disks { get; init; } = [];
+
+    /// <summary>The virtio devices but disks, in the order of the command line.</summary>
+    public IReadOnlyList<DeviceArgument> Devices { get; init; } = [];
+
     public bool VirtualClock { get; init; }
 
     public bool NoReboot { get; init; }

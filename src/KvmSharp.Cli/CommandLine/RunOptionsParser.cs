@@ -7,8 +7,6 @@ namespace KvmSharp.Cli.CommandLine;
 internal static class RunOptionsParser
 {
     private const string DebianGuest = "debian";
-    private const string DebugExitDevice = "isa-debug-exit";
-    private const ushort DefaultDebugExitPort = 0xf4;
 
     private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
     private static readonly string[] _notForDebian = ["--kernel", "--initrd"];
@@ -20,7 +18,7 @@ internal static class RunOptionsParser
         var reader = new ArgumentReader(arguments);
         while (reader.MoveNext())
         {
-            if (reader.IsOption && reader.Current != "--device" && !seen.Add(reader.Current))
+            if (reader.IsOption && reader.Current is not ("--device" or "--disk") && !seen.Add(reader.Current))
             {
                 throw Usage($"{reader.Current} is given twice");
             }
@@ -42,7 +40,7 @@ internal static class RunOptionsParser
         "--cpu" => options with { Cpu = reader.NonEmptyValue("a model such as x86-64-v2") },
         "--serial" => ParseSerial(options, reader.NonEmptyValue("stdio, file=F or off")),
         "--debugcon" => options with { DebugconFile = reader.NonEmptyValue("a file") },
-        "--device" => ParseDevice(options, reader.NonEmptyValue("a device name")),
+        "--device" => DeviceParser.ParseDevice(options, reader.NonEmptyValue("a device name")),
         "--clock" => ParseClock(options, reader.NonEmptyValue("real or virtual")),
         "--engine" => CheckEngine(options, reader.NonEmptyValue("auto or interpreter")),
         "--no-reboot" => options with { NoReboot = true },
@@ -50,7 +48,8 @@ internal static class RunOptionsParser
         "--json" => options with { Json = true },
         "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud or generic")),
         "--refresh" => options with { Refresh = true },
-        "--firmware" or "--disk" or "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
+        "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
+        "--firmware" or "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
         _ when reader.IsOption => throw reader.Unknown(),
         _ => ParseGuest(options, reader.Current),
     };
@@ -132,57 +131,6 @@ internal static class RunOptionsParser
         };
     }
 
-    private static RunOptions ParseDevice(RunOptions options, string text)
-    {
-        DeviceArgument device = SplitDevice(text);
-        if (device.Name != DebugExitDevice)
-        {
-            throw Usage($"--device: unknown device '{device.Name}' (there is {DebugExitDevice})");
-        }
-
-        if (options.DebugExitPort is not null)
-        {
-            throw Usage($"--device {DebugExitDevice} is given twice");
-        }
-
-        ushort port = DefaultDebugExitPort;
-        foreach ((string key, string value) in device.Properties)
-        {
-            port = key == "iobase" ? ParsePort(value) : throw Usage($"--device {device.Name}: unknown property '{key}' (there is iobase)");
-        }
-
-        return options with { DebugExitPort = port };
-    }
-
-    private static DeviceArgument SplitDevice(string text)
-    {
-        string[] parts = text.Split(',');
-        var properties = new Dictionary<string, string>();
-        foreach (string part in parts.Skip(1))
-        {
-            int equals = part.IndexOf('=');
-            if (equals <= 0 || equals == part.Length - 1)
-            {
-                throw Usage($"--device {parts[0]}: '{part}' is not of the form key=value");
-            }
-
-            if (!properties.TryAdd(part[..equals], part[(equals + 1)..]))
-            {
-                throw Usage($"--device {parts[0]}: {part[..equals]} is given twice");
-            }
-        }
-
-        return new DeviceArgument(parts[0], properties);
-    }
-
-    private static ushort ParsePort(string text)
-    {
-        bool valid = text.StartsWith("0x", StringComparison.OrdinalIgnoreCase)
-            ? ushort.TryParse(text.AsSpan(2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out ushort port)
-            : ushort.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out port);
-        return valid && port <= 0xfffc ? port : throw Usage($"'{text}' is not an I/O port (examples: 0xf4, 1281)");
-    }
-
     private static void Check(RunOptions options, HashSet<string> seen)
     {
         if (options.Guest == DebianGuest)
@@ -198,6 +146,11 @@ internal static class RunOptionsParser
         if (_onlyForDebian.FirstOrDefault(seen.Contains) is { } debianOnly)
         {
             throw Usage($"{debianOnly} goes with 'run debian' only");
+        }
+
+        if (options.Kernel is null && options.Disks.Count != 0)
+        {
+            throw Usage("--disk needs --kernel or 'debian': this version has no firmware to boot from a disk");
         }
 
         if (options.Kernel is null && (options.Initrd is not null || options.Append is not null))

@@ -111,16 +111,23 @@ internal sealed class RunCommand : IDisposable
             SerialPorts = serial is null ? [] : [serial],
             DebugConsole = _options.DebugconFile is { } file ? OpenOutput("--debugcon", file) : null,
         };
+        var devices = new DeviceSetup(_options, resource => Keep(resource), OpenOutput);
+        options = options with { VirtioDevices = devices.Build() };
         if (_options.Guest is not null)
         {
             var progress = new ProgressLine(Messages.Error, !Console.IsErrorRedirected);
-            DebianImage image = await new DebianImages(DebianImages.DefaultCacheDirectory(), progress)
-                .ObtainAsync(_options.Flavor, _options.Refresh, _stop.Token).ConfigureAwait(false);
-            return options with
+            var images = new DebianImages(DebianImages.DefaultCacheDirectory(), progress);
+            DebianImage image = await images.ObtainAsync(_options.Flavor, _options.Refresh, _stop.Token).ConfigureAwait(false);
+            options = options with
             {
                 Kernel = BootImage.FromFile(image.Kernel),
                 Initrd = BootImage.FromFile(image.Initrd),
                 CommandLine = _options.Append is { } append ? $"{DebianAppend} {append}" : DebianAppend,
+            };
+            return devices.KernelModules.Count == 0 ? options : options with
+            {
+                Initrd = await images.WithModulesAsync(image, _stop.Token).ConfigureAwait(false),
+                CommandLine = $"{options.CommandLine} kvmsharp.modules={string.Join(',', devices.KernelModules)}",
             };
         }
 

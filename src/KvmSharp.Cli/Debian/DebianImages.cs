@@ -1,6 +1,7 @@
 using System.Diagnostics;
 using System.Formats.Tar;
 using System.Security.Cryptography;
+using KvmSharp.Boot;
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Cli.Terminal;
 
@@ -88,12 +89,12 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     }
 
     /// <summary>
-    /// Returns an initramfs with kernel modules, to be put behind the image's own. The kernel parameter
+    /// Obtains an initramfs with kernel modules, to be put behind the image's own. The kernel parameter
     /// <c>kvmsharp.modules</c> (names joined by commas) loads some of them with what they need.
     /// </summary>
     /// <param name="image">The image that they are for.</param>
     /// <param name="cancellation">Ends the work early.</param>
-    public async Task<string> ObtainModulesAsync(DebianImage image, CancellationToken cancellation)
+    private async Task<string> ObtainModulesAsync(DebianImage image, CancellationToken cancellation)
     {
         string directory = Path.Combine(cacheDirectory, "debian");
         string file = Path.Combine(directory, $"modules-{KernelModules.FormatVersion}_{image.KernelPackage}_{image.KernelVersion}.cpio.gz");
@@ -129,6 +130,15 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
         {
             progress.Clear();
         }
+    }
+
+    /// <summary>The image's initramfs with the kernel modules behind it.</summary>
+    /// <param name="image">The image.</param>
+    /// <param name="cancellation">Ends the work early.</param>
+    public async Task<BootImage> WithModulesAsync(DebianImage image, CancellationToken cancellation)
+    {
+        string modules = await ObtainModulesAsync(image, cancellation).ConfigureAwait(false);
+        return BootImage.FromBytes((byte[])[.. File.ReadAllBytes(image.Initrd), .. File.ReadAllBytes(modules)], image.Initrd);
     }
 
     private static string FlavorName(DebianFlavor flavor) => flavor == DebianFlavor.Cloud ? "cloud" : "generic";

@@ -10,7 +10,7 @@ namespace KvmSharp.Cli.Debian;
 internal sealed class KernelModules
 {
     /// <summary>Part of the cached file's name.</summary>
-    public const string FormatVersion = "1";
+    public const string FormatVersion = "2";
 
     private static readonly HashSet<string> _wanted =
     [
@@ -84,6 +84,13 @@ internal sealed class KernelModules
         if (module is "jbd2" or "libcrc32c")
         {
             Resolve("crc32c_generic", order);
+        }
+
+        // vfat finds its character sets by name too.
+        if (module is "vfat")
+        {
+            Resolve("nls_cp437", order);
+            Resolve("nls_ascii", order);
         }
 
         order.Add(module);

@@ -1,3 +1,4 @@
+using KvmSharp.Boot;
 using KvmSharp.Cli.Debian;
 using KvmSharp.Cli.Terminal;
 
@@ -13,7 +14,12 @@ internal static class DebianCache
 
     public static Task<DebianImage> GenericAsync() => _generic.Value;
 
+    /// <summary>The image's initramfs with modules for virtual devices.</summary>
+    public static Task<BootImage> WithModulesAsync(DebianImage image) => Images().WithModulesAsync(image, CancellationToken.None);
+
     private static Task<DebianImage> ObtainAsync(DebianFlavor flavor) =>
-        new DebianImages(DebianImages.DefaultCacheDirectory(), new ProgressLine(TextWriter.Null, isTerminal: false))
-            .ObtainAsync(flavor, refresh: false, CancellationToken.None);
+        Images().ObtainAsync(flavor, refresh: false, CancellationToken.None);
+
+    private static DebianImages Images() =>
+        new(DebianImages.DefaultCacheDirectory(), new ProgressLine(TextWriter.Null, isTerminal: false));
 }

@@ -15,8 +15,12 @@ internal sealed class LinuxGuest : IAsyncDisposable
     private int _position;
     private int _commands;
 
-    public LinuxGuest(DebianImage image, ClockMode clock = ClockMode.Real, int vcpus = 1) =>
-        Machine = new PcMachine(CreateOptions(image, _serial, clock) with { VcpuCount = vcpus });
+    public LinuxGuest(
+        DebianImage image, ClockMode clock = ClockMode.Real, int vcpus = 1, Func<PcMachineOptions, PcMachineOptions>? change = null)
+    {
+        PcMachineOptions options = CreateOptions(image, _serial, clock) with { VcpuCount = vcpus };
+        Machine = new PcMachine(change is null ? options : change(options));
+    }
 
     public PcMachine Machine { get; }
 

@@ -1,0 +1,72 @@
+using KvmSharp.Cli.CommandLine;
+using KvmSharp.Devices;
+using KvmSharp.Devices.Virtio;
+using KvmSharp.Storage;
+
+namespace KvmSharp.Cli.Commands;
+
+/// <summary>Turns <c>--disk</c> and <c>--device</c> into virtio devices, in the order of disks, then devices.</summary>
+/// <param name="options">What was asked for.</param>
+/// <param name="keep">Takes what has to be disposed after the run.</param>
+/// <param name="openOutput">Opens a file for output, given the option's name.</param>
+internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, Func<string, string, ICharacterBackend> openOutput)
+{
+    /// <summary>The modules that Debian's kernel needs for the devices.</summary>
+    public IReadOnlyList<string> KernelModules
+    {
+        get
+        {
+            var modules = new List<string>();
+            if (options.Disks.Count + options.Devices.Count > 0)
+            {
+                modules.AddRange(["virtio_pci", "virtio_mmio"]);
+            }
+
+            if (options.Disks.Count > 0)
+            {
+                modules.AddRange(["virtio_blk", "ext4", "vfat"]);
+            }
+
+            modules.AddRange(options.Devices.Select(device => device.Name switch
+            {
+                DeviceParser.Random => "virtio_rng",
+                _ => device.Name.Replace('-', '_'),
+            }).Distinct());
+            return modules;
+        }
+    }
+
+    public IReadOnlyList<VirtioDeviceOptions> Build() => [.. options.Disks.Select(Disk), .. options.Devices.Select(Device)];
+
+    private VirtioBlockOptions Disk(DiskArgument disk)
+    {
+        IBlockBackend backend = DiskImage.Open(disk.Path, new DiskImageOptions { Format = disk.Format, ReadOnly = disk.ReadOnly });
+        keep(backend);
+        return new VirtioBlockOptions(backend)
+        {
+            ReadOnly = disk.ReadOnly,
+            SerialNumber = disk.SerialNumber,
+            QueueCount = disk.Queues,
+            Transport = disk.Transport,
+        };
+    }
+
+    private VirtioDeviceOptions Device(DeviceArgument device)
+    {
+        string? Property(string key) => device.Properties.GetValueOrDefault(key);
+        VirtioTransport transport = Property("transport") is { } text ? DeviceParser.ParseTransport(text) : VirtioTransport.Pci;
+        return device.Name switch
+        {
+            DeviceParser.Random => new VirtioRandomOptions
+            {
+                Transport = transport,
+                Seed = Property("seed") is { } seed ? DeviceParser.ParseSeed(seed) : null,
+            },
+            DeviceParser.Console => new VirtioConsoleOptions([new VirtioConsolePort(ConsoleBackend(Property("file")))]) { Transport = transport },
+            _ => throw new InvalidOperationException(device.Name),
+        };
+    }
+
+    private ICharacterBackend ConsoleBackend(string? file) =>
+        file is null ? new MemoryCharacterBackend() : openOutput($"--device {DeviceParser.Console}", file);
+}
