@@ -282,6 +282,7 @@ static enum verdict events(struct kvs_vcpu *c)
     if (c->exc.pending) {
         c->stats.exceptions++;
         if (!deliver_exception(c)) return shutdown(c);
+        if (UNLIKELY(c->exc.pending)) return GO_ON; /* the delivery faulted: once more, with a look at requests */
     }
     if (c->int_shadow) return GO_ON;
     if (atomic_load(&c->nmi_pending) && !c->nmi_masked) {
@@ -487,6 +488,7 @@ static enum verdict turn(struct kvs_vcpu *c)
         if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
         if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
+        if (UNLIKELY(c->exc.pending)) return GO_ON;
     } else {
         tlb_catch_up(c); /* slots may have changed during the exit */
     }

@@ -147,8 +147,47 @@ static void triple_fault(void)
     vt_destroy(&t);
 }
 
+/*
+ * #AC whose delivery at CPL 3 meets #AC on its misaligned stack, for ever: a processor hangs in that,
+ * the host must not. SDM 3A "Interrupt 17-Alignment Check Exception"
+ */
+static void endless_delivery(void)
+{
+    static const uint8_t code[] = { 0x8b, 0x04, 0x24 }; /* mov eax, [esp] */
+    struct vt t = vt_create(16 << 20, KVS_CLOCK_REAL, 0);
+    uint64_t *gdt = (uint64_t *)(t.mem + 0x1000), *idt = (uint64_t *)(t.mem + 0x2000);
+    gdt[1] = 0x00cffb000000ffffull;
+    gdt[2] = 0x00cff3000000ffffull;
+    idt[17] = 0x0000ee00000b0000ull | VT_CODE;
+    struct kvs_sregs s;
+    kvs_vcpu_get_sregs(t.vcpu, &s);
+    s.cs = (struct kvs_segment){ .limit = 0xffffffff, .selector = 11, .type = 11, .present = 1, .dpl = 3, .db = 1, .s = 1, .g = 1 };
+    s.ds = s.es = s.fs = s.gs = s.ss =
+        (struct kvs_segment){ .limit = 0xffffffff, .selector = 19, .type = 3, .present = 1, .dpl = 3, .db = 1, .s = 1, .g = 1 };
+    s.gdt = (struct kvs_dtable){ .base = 0x1000, .limit = 23 };
+    s.idt = (struct kvs_dtable){ .base = 0x2000, .limit = 255 };
+    s.cr0 = 0x40031; /* AM, NE, ET, PE */
+    CHECK(kvs_vcpu_set_sregs(t.vcpu, &s) == 0);
+    struct kvs_regs r = { .rip = VT_CODE, .rsp = VT_STACK + 1, .rflags = 0x40002 };
+    CHECK(kvs_vcpu_set_regs(t.vcpu, &r) == 0);
+    vt_code(&t, code, sizeof code);
+    pthread_t thread;
+    atomic_store(&kicked_enough, 0);
+    pthread_create(&thread, NULL, kicker, &t);
+    struct kvs_vcpu_stats stats;
+    do {
+        vt_must(kvs_vcpu_run(t.vcpu), "run");
+        CHECK(t.run->exit_reason == KVS_EXIT_INTR);
+        kvs_vcpu_get_stats(t.vcpu, &stats);
+    } while (stats.exceptions < 1000);
+    atomic_store(&kicked_enough, 1);
+    pthread_join(thread, NULL);
+    vt_destroy(&t);
+}
+
 int main(void)
 {
+    endless_delivery();
     exits();
     exact_stops();
     self_modifying();

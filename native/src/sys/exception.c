@@ -75,26 +75,27 @@ static bool combine_faults(struct kvs_vcpu *c, int first)
     return true;
 }
 
+/*
+ * One attempt. A fault of the delivery is left pending in c->exc: benign ones such as #AC can follow
+ * each other for ever, and the run loop must see requests in between.
+ */
 bool deliver_exception(struct kvs_vcpu *c)
 {
-    for (;;) {
-        uint8_t vector = c->exc.vector;
-        take_payload(c);
-        if (vector != EXC_DB) c->pending_dbg = 0; /* the instruction will run again */
-        c->exc.pending = false;
-        int st = interrupt_enter(c, vector, INT_HARD_EXCEPTION, c->exc.has_error, c->exc.error);
-        if (st == ST_OK) return true;
-        if (st != ST_FAULT) {
-            /* Descriptor tables or TSS where no memory is: no processor gets out of that either. */
-            c->io_read.active = false;
-            iobus_insn_done(c);
-            return false;
-        }
-        if (!combine_faults(c, fault_class(vector))) {
-            c->exc.pending = false;
-            return false;
-        }
+    uint8_t vector = c->exc.vector;
+    take_payload(c);
+    if (vector != EXC_DB) c->pending_dbg = 0; /* the instruction will run again */
+    c->exc.pending = false;
+    int st = interrupt_enter(c, vector, INT_HARD_EXCEPTION, c->exc.has_error, c->exc.error);
+    if (st == ST_OK) return true;
+    if (st != ST_FAULT) {
+        /* Descriptor tables or TSS where no memory is: no processor gets out of that either. */
+        c->io_read.active = false;
+        iobus_insn_done(c);
+        return false;
     }
+    if (combine_faults(c, fault_class(vector))) return true;
+    c->exc.pending = false;
+    return false;
 }
 
 bool deliver_interrupt(struct kvs_vcpu *c, uint8_t vector)

@@ -9,7 +9,7 @@
  * becomes a double fault by the contributory rules. SDM 3A "Interrupt 8-Double Fault Exception".
  * c->rip is the RIP to push (for software interrupts: already the next one).
  */
-bool deliver_exception(struct kvs_vcpu *c);                /* c->exc */
+bool deliver_exception(struct kvs_vcpu *c);                /* c->exc; what faults meanwhile is left there */
 bool deliver_interrupt(struct kvs_vcpu *c, uint8_t vector); /* external, NMI included */
 enum { INT_SOFT, INT_INT3, INT_INTO, INT_INT1, INT_EXTERNAL, INT_HARD_EXCEPTION, INT_NMI };
 /* The common engine: real mode, protected mode gates, task gates, long mode with IST.
