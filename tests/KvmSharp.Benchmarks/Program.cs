@@ -9,28 +9,33 @@ for (int i = 0; i < args.Length; i++)
 {
     switch (args[i])
     {
-        case "boot" or "compute":
+        case "boot" or "compute" or "storage":
             only = args[i];
             break;
         case "--pairs" when i + 1 < args.Length && int.TryParse(args[i + 1], out pairs) && pairs > 0:
             i++;
             break;
         default:
-            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute] [--pairs N]");
+            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage] [--pairs N]");
             return 2;
     }
 }
 
 try
 {
-    if (only != "boot")
+    if (only is null or "compute")
     {
         await ComputeBenchmark.RunAsync();
     }
 
-    if (only != "compute")
+    if (only is null or "boot")
     {
         await BootBenchmark.RunAsync(pairs);
+    }
+
+    if (only is null or "storage")
+    {
+        await StorageBenchmark.RunAsync(pairs);
     }
 
     return 0;

@@ -22,7 +22,8 @@ public sealed class DiskImageOptions
 
     /// <summary>
     /// How many backing files may be followed, one behind the other; 0 refuses images that need one. The names come from the
-    /// images: with a depth above 0, an image can make this process read any file that it may read.
+    /// images: with a depth above 0, an image can make this process read any file that it may read. A guest can make its raw
+    /// disk look like such an image, so give <see cref="Format"/>, too, for a disk that a guest wrote to.
     /// </summary>
     public int MaxBackingDepth { get; init; }
 
