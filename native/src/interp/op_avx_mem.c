@@ -72,23 +72,26 @@ static NOINLINE int masked_store_slow(OPARGS, uint32_t size)
 #define MASK_STORE(mnem, L)                                                                       \
     __asm__ volatile("vmovdqa %1,%%" #L "mm0\n\tvmovdqa %2,%%" #L "mm1\n\t" mnem " %%" #L "mm1,%%" #L "mm0,%0" VEND_##L \
                      : "+m"(*(VTYPE(Wl, L) *)p) : "m"(VREG_##L(INSN_VVVV(i))), "m"(VREG_##L(i->src)) : "xmm0", "xmm1")
-#define MASKED(name, mnem, size)                                                                  \
-    OP(name)                                                                                      \
+#define MASKED_L(name, mnem, size, L)                                                             \
+    static OP(name##_##L)                                                                         \
     {                                                                                             \
-        const uint8_t *p = insn_probe(c, i, TLB_R, INSN_VL(i) ? 32 : 16);                         \
+        const uint8_t *p = insn_probe(c, i, TLB_R, VSIZE(Wl, L));                                 \
         if (UNLIKELY(!p)) return masked_load_slow(c, i, budget, size);                            \
-        if (INSN_VL(i)) MASK_LOAD(mnem, y);                                                       \
-        else MASK_LOAD(mnem, x);                                                                  \
+        MASK_LOAD(mnem, L);                                                                       \
         NEXT();                                                                                   \
     }                                                                                             \
-    OP(name##_st)                                                                                 \
+    static OP(name##_st_##L)                                                                      \
     {                                                                                             \
-        uint8_t *p = insn_probe(c, i, TLB_W, INSN_VL(i) ? 32 : 16);                               \
+        uint8_t *p = insn_probe(c, i, TLB_W, VSIZE(Wl, L));                                       \
         if (UNLIKELY(!p)) return masked_store_slow(c, i, budget, size);                           \
-        if (INSN_VL(i)) MASK_STORE(mnem, y);                                                      \
-        else MASK_STORE(mnem, x);                                                                 \
+        MASK_STORE(mnem, L);                                                                      \
         NEXT();                                                                                   \
     }
+#define MASKED(name, mnem, size)                                                                  \
+    MASKED_L(name, mnem, size, x)                                                                 \
+    MASKED_L(name, mnem, size, y)                                                                 \
+    OP(name) { return INSN_VL(i) ? op_##name##_y(c, i, budget) : op_##name##_x(c, i, budget); }   \
+    OP(name##_st) { return INSN_VL(i) ? op_##name##_st_y(c, i, budget) : op_##name##_st_x(c, i, budget); }
 /* Doublewords and quadwords are the same to the memory whatever they hold; these need no AVX2. */
 MASKED(vmaskmovps, "vmaskmovps", 4)
 MASKED(vmaskmovpd, "vmaskmovpd", 8)
@@ -112,8 +115,7 @@ static int gather(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t size, u
         if (!selected(mask, n, size)) continue;
         int64_t x = index_size == 8 ? (int64_t)ld64(index + 8 * n) : (int32_t)ld32(index + 4 * n);
         uint64_t off = offset_add(i, base, (uint64_t)x << INSN_VSCALE(i));
-        bool wraps = !is_code64(c) && (uint32_t)(off + size - 1) < (uint32_t)off;
-        st = wraps ? raise_error(c, (i->seg & 0x7f) == SEG_SS ? EXC_SS : EXC_GP, 0) : element_address(c, i, off, size, ACC_R, &la);
+        st = element_address(c, i, off, size, ACC_R, &la);
         if (st == ST_OK) st = lread(c, la, data + n * size, size, LA_USER_RULES);
         if (st != ST_OK) break;
     }

@@ -254,7 +254,7 @@ static void put_operand(struct text *t, int n)
             use_rex(t, 8);
             size = 8;
         }
-        if (k == Gd && d->vex && d->vw && !is(t, "vpextrw")) size = 8;
+        if (k == Gd && d->vex && d->vw && t->bits == 64 && !is(t, "vpextrw")) size = 8;
         put_reg(t, d->reg, size);
         break;
     case Zv: use_osize(t); use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, size); break;
@@ -300,7 +300,10 @@ static void put_operand(struct text *t, int n)
     case By: put_reg(t, d->vvvv, size); break;
     case Lx: put_vector(t, d->imm >> 4 & 15, "xmm"); break;
     case Ll: put_vector_l(t, d->imm >> 4 & 15); break;
-    case Mvd: case Mvq: case Ml: put_size(t, size); put_memory(t); break;
+    case Mvd: case Mvq: case Ml:
+        if (!is(t, "vlddqu")) put_size(t, size);
+        put_memory(t);
+        break;
     case Wl: case Wm: case Ul:
         if (d->is_mem) { put_size(t, size); put_memory(t); }
         else put_vector_l(t, d->rm);
@@ -414,8 +417,8 @@ static void pseudo_operation(struct text *t, char name[32], uint32_t *drop)
         char suffix[3] = { plain[3], plain[4], 0 };
         snprintf(name, 32, "%scmp%s%s", v, predicates[d->imm], suffix);
         *drop |= immediate;
-    } else if (!strcmp(plain, "pclmulqdq") && !(d->imm & ~0x11ull)) {
-        snprintf(name, 32, "%spclmul%sdq", v, pclmul[(d->imm & 1) | (d->imm >> 3 & 2)]);
+    } else if (!strcmp(plain, "pclmulqdq") && (d->imm < 4 || d->imm == 0x10 || d->imm == 0x11)) {
+        snprintf(name, 32, "%spclmul%sdq", v, pclmul[d->imm < 4 ? d->imm : d->imm - 14]);
         *drop |= immediate;
     } else if (d->op == OP_vzero && d->vl) {
         strcpy(name, "vzeroall");
