@@ -9,6 +9,19 @@ bool has_mnemonic(uint32_t row, const char *const *list)
     return false;
 }
 
+static uint64_t host_has(void)
+{
+    static uint64_t features;
+    if (!features) features = host_features();
+    return features;
+}
+bool host_has_row(uint32_t row)
+{
+    uint32_t feature = isa_op[row_forms[row].op].feature;
+    bool avx = row_forms[row].attr & A_AVX;
+    return (feature == FEAT_BASE || host_has() >> feature & 1) && (!avx || host_has() >> FEAT_AVX & 1);
+}
+
 static uint64_t arena_of(uint32_t asize, struct rng *r)
 {
     if (asize == 2) return LOW;
@@ -567,7 +580,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         t->in.rip = q.ip;
         q.target = MID + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
         t->length = (uint8_t)encode_row(r, &q, t->bytes);
-        int st = decode(t->bytes, 15, k->bits, true, ~0ull, &t->d);
+        int st = decode(t->bytes, 15, k->bits, true, host_has(), &t->d);
         if (q.lock && st == DECODE_UD) t->d.length = t->length; /* an illegal LOCK is a case too */
         else if (st != DECODE_OK || t->d.row != k->row || t->d.length != t->length) continue;
         if (t->d.asize == 2 && !host_has_low()) continue;
