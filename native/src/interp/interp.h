@@ -41,10 +41,11 @@ _Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line")
 #define INSN_ASIZE(i) ((uint32_t)(i)->osize >> 4)
 
 /* VEX: imm holds the immediate in bits 0-7, vvvv in bits 8-11, a gather's vector index in 12-15,
- * its scale in 16-17. */
+ * its scale in 16-17, VEX.L in 18. */
 #define INSN_VVVV(i) ((uint32_t)((i)->imm >> 8) & 15)
 #define INSN_VINDEX(i) ((uint32_t)((i)->imm >> 12) & 15)
 #define INSN_VSCALE(i) ((uint32_t)((i)->imm >> 16) & 3)
+#define INSN_VL(i) ((uint32_t)((i)->imm >> 18) & 1)
 #define INSN_IS4(i) ((uint32_t)((i)->imm >> 4) & 15)
 
 /* The empty asm keeps gcc from computing i + 1 twice: add, then an indirect jump. */
@@ -236,5 +237,6 @@ OP(block_end);
 
 /* lower.c's hook into the SIMD handlers (op_sse*.c): register or memory form, plain or checked. */
 kvs_handler simd_handler(const struct decoded *d, uint32_t mode);
+kvs_handler vex_handler(const struct decoded *d, uint32_t mode);
 
 #endif

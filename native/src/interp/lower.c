@@ -191,7 +191,7 @@ static void vex_operands(const struct decoded *d, struct kvs_insn *out)
     const uint8_t *k = isa_row[d->row].k;
     uint32_t n = k[1] == Hx || k[1] == Hl || k[1] == By ? 2 : 1;
     out->src = operand_field(d, k[n]);
-    out->imm = (d->imm & 0xff) | (uint64_t)d->vvvv << 8;
+    out->imm = (d->imm & 0xff) | (uint64_t)d->vvvv << 8 | (uint64_t)d->vl << 18;
     if (has_vector_index(d)) out->imm |= (uint64_t)(d->index == NO_INDEX ? 4 : d->index) << 12 | (uint64_t)d->scale << 16;
 }
 
@@ -358,6 +358,7 @@ void lower(struct kvs_vcpu *c, const struct decoded *d, uint32_t mode, uint16_t 
         if (out->src != INSN_MEM && size == 4) h = cmov32_handlers[d->cond];
         break;
     case SIMD: case SIMD_STORE: h = simd_handler(d, mode); break;
+    case VEX_SIMD: h = vex_handler(d, mode); break;
     default: h = help(d, mode, out); break;
     }
     if (k[0] == Jb || k[0] == Jz) {

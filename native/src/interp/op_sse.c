@@ -3,9 +3,11 @@
 #include "simd.h"
 
 #define SHAPE_WRAP_BIN SIMD_WRAP
+#define SHAPE_WRAP_BINU SIMD_WRAP
 #define SHAPE_WRAP_MOVE SIMD_WRAP
 #define SHAPE_WRAP_IMM SIMD_WRAP
 #define SHAPE_WRAP_BLENDV SIMD_WRAP
+#define SHAPE_WRAP_BLENDVU SIMD_WRAP
 #define SHAPE_WRAP_FLAGS SIMD_WRAP
 #define SHAPE_WRAP_TOGPR SIMD_WRAP
 #define SHAPE_WRAP_OWN SIMD_WRAP
@@ -29,9 +31,14 @@
 #define ENC(name, map, pp, opc, mod, k0, k1, k2, at)
 #define GRP(name, grp, pp, ext, mod, k0, k1, k2, at)
 #include "../isa/isa_sse.def"
+#define SIMD_ROW(shape, name, mnem, feat, wr, map, pp, opc, k0, k1, k2, at)                       \
+    SHAPE_##shape(name, mnem, k1) SHAPE_WRAP_##shape(name, k1, at)
+#define VEX(name, map, pp, opc, mod, w, k0, k1, k2, k3, at)
+#include "../isa/isa_crypto.def"
 #undef OPERATION
 #undef ENC
 #undef GRP
+#undef VEX
 
 /* ---- stores: memory forms ---- */
 #define XSRC (c->fpu.vec[i->src])

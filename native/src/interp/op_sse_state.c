@@ -12,22 +12,24 @@ int load_mxcsr(struct kvs_vcpu *c, uint32_t value)
     return c->mode == mode ? ST_OK : ST_END;
 }
 
-OPX(ldmxcsr)
+static int ldmxcsr(struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     uint32_t v;
-    UNUSED_OPARGS;
     int st = insn_read(c, i, &v, 4);
     if (st != ST_OK) return st;
     if (v & ~MXCSR_WRITABLE) return raise_gp(c, 0);
     return load_mxcsr(c, v);
 }
+OPX(ldmxcsr) { UNUSED_OPARGS; return ldmxcsr(c, i); }
+OPX(vldmxcsr) { UNUSED_OPARGS; return ldmxcsr(c, i); }
 
-OPX(stmxcsr)
+static int stmxcsr(struct kvs_vcpu *c, const struct kvs_insn *i)
 {
-    UNUSED_OPARGS;
     uint32_t v = mxcsr_read(c);
     return insn_write(c, i, &v, 4);
 }
+OPX(stmxcsr) { UNUSED_OPARGS; return stmxcsr(c, i); }
+OPX(vstmxcsr) { UNUSED_OPARGS; return stmxcsr(c, i); }
 
 /* ---- FXSAVE and FXRSTOR. SDM 2A "FXSAVE", "FXRSTOR" ---- */
 #define FX_BASE 160u /* header and ST registers */
@@ -143,8 +145,7 @@ OP(nop_hint) { NEXT(); }
  * Bytes of data whose mask byte has bit 7 set go to seg:rDI. The whole operand is checked first, also
  * for an empty mask, which SDM 2B "MASKMOVDQU" leaves to the implementation.
  */
-static int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint8_t *data, const uint8_t *mask,
-                        uint32_t size)
+int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint8_t *data, const uint8_t *mask, uint32_t size)
 {
     uint64_t off = c->gpr[RDI], la, linear = is_code64(c) ? ~0ull : UINT32_MAX;
     if (INSN_ASIZE(i) != 8) off = INSN_ASIZE(i) == 4 ? (uint32_t)off : (uint16_t)off;
@@ -162,6 +163,12 @@ static int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint
 }
 
 OPX(maskmovdqu)
+{
+    UNUSED_OPARGS;
+    return masked_store(c, i, c->fpu.vec[i->dst], c->fpu.vec[i->src], 16);
+}
+
+OPX(vmaskmovdqu)
 {
     UNUSED_OPARGS;
     return masked_store(c, i, c->fpu.vec[i->dst], c->fpu.vec[i->src], 16);

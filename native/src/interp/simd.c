@@ -12,15 +12,19 @@
 #define ENTRY_SIMD(name) [OP_##name] = { op_##name##_r, op_##name##_m, NULL },
 #define ENTRY_SIMD_STORE(name) ENTRY_SIMD(name)
 #define ENTRY_HELP(name)
+#define DECLARE_VEX_SIMD(name)
+#define ENTRY_VEX_SIMD(name)
 #define ENTRY_K(name) [OP_##name] = { op_##name##_r, op_##name##_m, op_##name##_k },
 
 #define ENC(name, map, pp, opc, mod, k0, k1, k2, at)
 #define GRP(name, grp, pp, ext, mod, k0, k1, k2, at)
+#define VEX(name, map, pp, opc, mod, w, k0, k1, k2, k3, at)
 #define OPERATION(name, cls, mnem, feat, rd, wr, un) DECLARE_##cls(name)
 #define SIMD_FP_ROW(shape, name, mnem, feat, wr, map, pp, opc, k0, k1, k2, at) DECLARE_K(name)
 #define MMX_FP_ROW(shape, name, mnem, feat, map, pp, opc, k0, k1, k2, at) DECLARE_K(name)
 #include "../isa/isa_mmx.def"
 #include "../isa/isa_sse.def"
+#include "../isa/isa_crypto.def"
 #undef OPERATION
 
 static const struct { kvs_handler r, m, checked; } simd_ops[OP_COUNT] = {
@@ -29,6 +33,7 @@ static const struct { kvs_handler r, m, checked; } simd_ops[OP_COUNT] = {
 #define MMX_FP_ROW(shape, name, mnem, feat, map, pp, opc, k0, k1, k2, at) ENTRY_K(name)
 #include "../isa/isa_mmx.def"
 #include "../isa/isa_sse.def"
+#include "../isa/isa_crypto.def"
 };
 
 kvs_handler simd_handler(const struct decoded *d, uint32_t mode)
@@ -55,11 +60,14 @@ int simd_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t off, uin
     return *la & gp ? raise_gp(c, 0) : ST_OK;
 }
 
+/* Silicon's alignment check looks at no more than 16 bytes. */
+static uint32_t checked_bits(uint32_t size) { return size > 16 ? 15 : size - 1; }
+
 int simd_read(struct kvs_vcpu *c, const struct kvs_insn *i, void *data, uint32_t how)
 {
     uint32_t size = how & SIMD_SIZE, aligned = how & SIMD_ALIGNED;
     uint64_t la;
-    int st = simd_address(c, i, insn_offset(c, i), size, ACC_R, aligned ? size - 1 : 0, aligned ? 0 : size - 1, &la);
+    int st = simd_address(c, i, insn_offset(c, i), size, ACC_R, aligned ? size - 1 : 0, aligned ? 0 : checked_bits(size), &la);
     return st != ST_OK ? st : lread(c, la, data, size, LA_USER_RULES);
 }
 
@@ -67,13 +75,13 @@ static int simd_write(struct kvs_vcpu *c, const struct kvs_insn *i, const void *
 {
     uint32_t size = how & SIMD_SIZE, aligned = how & SIMD_ALIGNED;
     uint64_t la;
-    int st = simd_address(c, i, insn_offset(c, i), size, ACC_W, aligned ? size - 1 : 0, aligned ? 0 : size - 1, &la);
+    int st = simd_address(c, i, insn_offset(c, i), size, ACC_W, aligned ? size - 1 : 0, aligned ? 0 : checked_bits(size), &la);
     return st != ST_OK ? st : lwrite(c, la, data, size, LA_USER_RULES);
 }
 
 static NOINLINE int simd_load(struct kvs_vcpu *c, const struct kvs_insn *i, simd_sem core, uint32_t how)
 {
-    _Alignas(16) uint8_t data[16] = { 0 };
+    _Alignas(32) uint8_t data[32] = { 0 };
     int st = simd_read(c, i, data, how);
     if (st != ST_OK) return st;
     core(c, i, data);

@@ -29,11 +29,17 @@ void fx_get_x87(struct kvs_vcpu *c, bool wide, const uint8_t *area);
 #define SIMD_SIZE 0xffu
 #define SIMD_ALIGNED 0x100u /* #GP(0) unless aligned */
 #define SIMD_MMX 0x200u     /* touches MMX registers */
-/* Which arithmetic a checked instruction does: opcode (0x100 added in map 0F 3A) and prefix. */
-#define SIMD_FP(map, pp, opc) ((uint32_t)((opc) | ((map) == M3A ? 0x100 : 0)) << 16 | (uint32_t)(pp) << 28)
-#define SIMD_FP_OPCODE(how) ((how) >> 16 & 0x1ff)
+#define SIMD_VEX 0x400u     /* first operand in VEX.vvvv, written as 256 bits */
+#define SIMD_Y 0x800u       /* VEX.L = 1 */
+#define SIMD_W 0x1000u      /* VEX.W = 1 */
+/* Which arithmetic a checked instruction does: opcode (0x100 added in map 0F 3A, 0x200 in 0F 38) and prefix. */
+#define SIMD_FP_MAP(map) ((map) == M3A || (map) == V3 ? 0x100 : (map) == M38 || (map) == V2 ? 0x200 : 0)
+#define SIMD_FP(map, pp, opc) ((uint32_t)((opc) | SIMD_FP_MAP(map)) << 16 | (uint32_t)(pp) << 28)
+#define SIMD_FP_OPCODE(how) ((how) >> 16 & 0x3ff)
 #define SIMD_FP_PREFIX(how) ((how) >> 28)
 
+/* Bytes of data with bit 7 set in mask go to seg:rDI. op_sse_state.c */
+int masked_store(struct kvs_vcpu *c, const struct kvs_insn *i, const uint8_t *data, const uint8_t *mask, uint32_t size);
 int op_mf(OPARGS); /* #MF: an x87 exception is pending */
 /*
  * Linear address of size bytes at off in the segment of i, checked: with bits of gp set in it #GP(0),
@@ -49,6 +55,17 @@ int simd_store_slow(OPARGS, const void *from, uint32_t how);
 /* MODE_SSE_TRAPS: runs masked, inspects the flags, raises or commits. reg: the register operand. */
 int simd_checked(OPARGS, void (*core)(struct kvs_vcpu *, const struct kvs_insn *, const void *), uint32_t how,
                  const void *reg);
+
+/* An unmasked exception found before the computation leaves no flags of what the computation would raise. */
+#define SIMD_PRE_COMPUTATION 0x07u /* #I #D #Z */
+static inline uint32_t simd_reported(uint32_t flags, uint32_t unmasked)
+{
+    return flags & unmasked & SIMD_PRE_COMPUTATION ? flags & SIMD_PRE_COMPUTATION : flags;
+}
+#define SIMD_OVERFLOW 0x08u
+#define SIMD_UNDERFLOW 0x10u
+#define SIMD_PRECISION 0x20u
+static inline uint32_t mxcsr_unmasked(uint32_t mxcsr) { return ~(mxcsr >> 7) & MXCSR_FLAGS; }
 
 /* ---- wrappers: what a row's operand kinds mean for its handlers ---- */
 #define SIZE_Wx 16u

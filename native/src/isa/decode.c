@@ -326,7 +326,7 @@ static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, ui
 static bool is_vvvv_kind(uint32_t k) { return k == Hx || k == Hl || k == By; }
 
 /* What is illegal about a VEX-coded row that was found. SDM 2A "VEX Encoding and the VEX.L Bit", "VEX.vvvv". */
-static bool vex_legal(const struct decoded *d, uint64_t features)
+static bool vex_legal(const struct decoded *d, uint32_t bits, uint64_t features)
 {
     static const uint8_t wide[FEAT_DECODED] = { [FEAT_AVX] = FEAT_AVX2, [FEAT_AES] = FEAT_VAES, [FEAT_PCLMUL] = FEAT_VPCLMUL };
     const struct row_info *r = &isa_row[d->row];
@@ -337,6 +337,8 @@ static bool vex_legal(const struct decoded *d, uint64_t features)
     if ((d->attr & A_L0) && d->vl) return false;
     if ((d->attr & A_L1) && !d->vl) return false;
     if ((d->attr & A_L2) && d->vl && !offered(features, wide[isa_op[d->op].feature])) return false;
+    /* VPINSRQ and VPEXTRQ are no VPINSRD and VPEXTRD outside 64-bit mode; elsewhere VEX.W is ignored there. */
+    if (bits != 64 && d->vw && (d->op == OP_vpinsrd || d->op == OP_vpextrd)) return false;
     if (r->k[1] == Mvd || r->k[1] == Mvq) {
         /* Gathers: VSIB, and three different registers. SDM 2A "Vector SIB (VSIB) Memory Addressing" */
         uint32_t index = d->index == NO_INDEX ? 4 : d->index;
@@ -415,7 +417,7 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     if ((d->attr & A_PROT) && !protected_mode) return DECODE_UD;
     if ((d->attr & (A_NOREP | A_NOPREFIX)) && d->rep) return DECODE_UD;
     if ((d->attr & A_NOPREFIX) && d->opsize66) return DECODE_UD;
-    if (d->vex && !vex_legal(d, features)) return DECODE_UD;
+    if (d->vex && !vex_legal(d, bits, features)) return DECODE_UD;
     /* LAHF and SAHF in 64-bit mode are a feature of their own; CMPXCHG16B too. */
     if (bits == 64 && (d->op == OP_lahf || d->op == OP_sahf) && !((features >> FEAT_LAHF64) & 1)) return DECODE_UD;
     if (d->op == OP_cmpxchg8b && d->osize == 8 && !((features >> FEAT_CX16) & 1)) return DECODE_UD;

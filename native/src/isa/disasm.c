@@ -254,6 +254,7 @@ static void put_operand(struct text *t, int n)
             use_rex(t, 8);
             size = 8;
         }
+        if (k == Gd && d->vex && d->vw && t->bits == 64 && !is(t, "vpextrw")) size = 8;
         put_reg(t, d->reg, size);
         break;
     case Zv: use_osize(t); use_rex(t, 1); put_reg(t, (d->opcode & 7) | (d->rex & 1) << 3, size); break;
@@ -299,7 +300,10 @@ static void put_operand(struct text *t, int n)
     case By: put_reg(t, d->vvvv, size); break;
     case Lx: put_vector(t, d->imm >> 4 & 15, "xmm"); break;
     case Ll: put_vector_l(t, d->imm >> 4 & 15); break;
-    case Mvd: case Mvq: case Ml: put_size(t, size); put_memory(t); break;
+    case Mvd: case Mvq: case Ml:
+        if (!is(t, "vlddqu")) put_size(t, size);
+        put_memory(t);
+        break;
     case Wl: case Wm: case Ul:
         if (d->is_mem) { put_size(t, size); put_memory(t); }
         else put_vector_l(t, d->rm);
@@ -369,7 +373,8 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
     static const char *const by_rexw[][2] = { { "movd", "movq" }, { "pextrd", "pextrq" }, { "pinsrd", "pinsrq" },
         { "pcmpestrm", "pcmpestrmq" }, { "pcmpestri", "pcmpestriq" }, { "fxsave", "fxsave64" }, { "fxrstor", "fxrstor64" },
         { "xsave", "xsave64" }, { "xsaveopt", "xsaveopt64" }, { "xsavec", "xsavec64" }, { "xsaves", "xsaves64" }, { "xrstor", "xrstor64" },
-        { "xrstors", "xrstors64" } };
+        { "xrstors", "xrstors64" }, { "vmovd", "vmovq" }, { "vpextrd", "vpextrq" }, { "vpinsrd", "vpinsrq" },
+        { "vpcmpestrm", "vpcmpestrmq" }, { "vpcmpestri", "vpcmpestriq" } };
     for (size_t i = 0; i < ARRAY_SIZE(by_rexw) && (d->rex & 8); i++) {
         if (strcmp(m, by_rexw[i][0])) continue;
         strcpy(name, by_rexw[i][1]);
@@ -400,16 +405,23 @@ static void mnemonic(struct text *t, char name[32], uint32_t *drop)
 /* Comparison predicates and other immediates that objdump folds into the name. */
 static void pseudo_operation(struct text *t, char name[32], uint32_t *drop)
 {
-    static const char predicates[8][6] = { "eq", "lt", "le", "unord", "neq", "nlt", "nle", "ord" };
+    static const char predicates[32][9] = { "eq", "lt", "le", "unord", "neq", "nlt", "nle", "ord", "eq_uq", "nge", "ngt", "false", "neq_oq",
+        "ge", "gt", "true", "eq_os", "lt_oq", "le_oq", "unord_s", "neq_us", "nlt_uq", "nle_uq", "ord_s", "eq_us", "nge_uq", "ngt_uq",
+        "false_os", "neq_os", "ge_oq", "gt_oq", "true_us" };
     static const char pclmul[4][6] = { "lqlq", "hqlq", "lqhq", "hqhq" };
     const struct decoded *d = t->d;
-    if (!strncmp(name, "cmp", 3) && (is(t, "cmpps") || is(t, "cmppd") || is(t, "cmpss") || is(t, "cmpsd")) && d->imm < 8) {
-        char suffix[3] = { name[3], name[4], 0 };
-        snprintf(name, 32, "cmp%s%s", predicates[d->imm], suffix);
-        *drop |= 4;
-    } else if (is(t, "pclmulqdq") && !(d->imm & ~0x11ull)) {
-        snprintf(name, 32, "pclmul%sdq", pclmul[(d->imm & 1) | (d->imm >> 3 & 2)]);
-        *drop |= 4;
+    const char *plain = name + d->vex, *v = d->vex ? "v" : ""; /* without the V of VEX */
+    bool compare = !strcmp(plain, "cmpps") || !strcmp(plain, "cmppd") || !strcmp(plain, "cmpss") || !strcmp(plain, "cmpsd");
+    uint32_t immediate = d->vex ? 8 : 4; /* the operand that goes into the name */
+    if (compare && t->row->k[d->vex ? 3 : 2] == Ib && d->imm < (d->vex ? 32 : 8)) {
+        char suffix[3] = { plain[3], plain[4], 0 };
+        snprintf(name, 32, "%scmp%s%s", v, predicates[d->imm], suffix);
+        *drop |= immediate;
+    } else if (!strcmp(plain, "pclmulqdq") && (d->imm < 4 || d->imm == 0x10 || d->imm == 0x11)) {
+        snprintf(name, 32, "%spclmul%sdq", v, pclmul[d->imm < 4 ? d->imm : d->imm - 14]);
+        *drop |= immediate;
+    } else if (d->op == OP_vzero && d->vl) {
+        strcpy(name, "vzeroall");
     }
 }
 

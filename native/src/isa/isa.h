@@ -101,6 +101,40 @@ enum opkind {
 #define A_NOPREFIX BIT(25) /* #UD with 66, F2 or F3 */
 #define A_NOFAULT BIT(18) /* memory operand is not accessed (LEA, NOP, prefetch, INVLPG) */
 
+/* Operands of the shapes of isa_avx.def; s: the kind of the ModRM.rm operand. */
+#define K_V3(s) Vl, Hl, s, NA
+#define K_S3(s) Vx, Hx, s, NA
+#define K_OWN3(s) Vx, Hx, s, NA
+#define K_F3(s) Vl, Hl, s, NA
+#define K_F3S(s) Vx, Hx, s, NA
+#define K_V2(s) Vl, s, NA, NA
+#define K_S2(s) Vx, s, NA, NA
+#define K_OWN2(s) Vx, s, NA, NA
+#define K_N2(s) Vx, s, NA, NA
+#define K_V3I(s) Vl, Hl, s, Ib
+#define K_S3I(s) Vx, Hx, s, Ib
+#define K_OWN3I(s) Vx, Hx, s, Ib
+#define K_V2I(s) Vl, s, Ib, NA
+#define K_PSTR(s) Vx, s, Ib, NA
+#define K_V4(s) Vl, Hl, s, Ll
+#define K_FL(s) Vl, s, NA, NA
+#define K_FLS(s) Vx, s, NA, NA
+#define K_GPR(s) Gy, s, NA, NA
+#define K_MSK(s) Gd, s, NA, NA
+#define K_MERGE(s) s, Hx, Vx, NA
+#define K_ST(s) s, Vl, NA, NA
+#define K_STX(s) s, Vl, Ib, NA
+#define K_STS(s) s, Vx, NA, NA
+#define K_STH(s) s, Vx, NA, NA
+#define K_STQ(s) s, Vx, NA, NA
+#define K_STE(s) s, Vx, NA, NA
+#define K_STI(s) s, Vx, Ib, NA
+#define LEN_XY 0
+#define LEN_XS 0
+#define LEN_X0 A_L0
+#define LEN_Y1 A_L1
+#define VEX_I(...) VEX(__VA_ARGS__)
+
 enum op {
     OP_none,
 #define OPERATION(name, cls, mnem, feat, rd, wr, un) OP_##name,

@@ -54,6 +54,13 @@ typedef void (*simd_sem)(SIMD_ARGS);
         __asm__ volatile("movaps %0,%%xmm0\n\t" mnem " %1,%%xmm0\n\tmovaps %%xmm0,%0"             \
                          : "+m"(XMM(i->dst)) : "m"(SRC(TYPE_##k1)) : "xmm0");                     \
     }
+/* The same with an operand of any alignment. */
+#define SHAPE_BINU(name, mnem, k1)                                                                \
+    SEM(name)                                                                                     \
+    {                                                                                             \
+        __asm__ volatile("movaps %0,%%xmm0\n\tmovups %1,%%xmm1\n\t" mnem " %%xmm1,%%xmm0\n\tmovaps %%xmm0,%0" \
+                         : "+m"(XMM(i->dst)) : "m"(SRC(TYPE_##k1)) : "xmm0", "xmm1");             \
+    }
 #define SHAPE_MOVE(name, mnem, k1)                                                                \
     SEM(name)                                                                                     \
     {                                                                                             \
@@ -75,6 +82,13 @@ typedef void (*simd_sem)(SIMD_ARGS);
                          "movaps %%xmm1,%0"                                                       \
                          : "+m"(XMM(i->dst)) : "m"(SRC(TYPE_##k1)), "m"(XMM(0)) : "xmm0", "xmm1"); \
     }
+#define SHAPE_BLENDVU(name, mnem, k1)                                                             \
+    SEM(name)                                                                                     \
+    {                                                                                             \
+        __asm__ volatile("movaps %2,%%xmm0\n\tmovaps %0,%%xmm1\n\tmovups %1,%%xmm2\n\t"           \
+                         mnem " %%xmm0,%%xmm2,%%xmm1\n\tmovaps %%xmm1,%0"                         \
+                         : "+m"(XMM(i->dst)) : "m"(SRC(TYPE_##k1)), "m"(XMM(0)) : "xmm0", "xmm1", "xmm2"); \
+    }
 /* LAHF and SETO give the layout of c->fl. */
 #define SHAPE_FLAGS(name, mnem, k1)                                                               \
     SEM(name)                                                                                     \
@@ -94,6 +108,13 @@ typedef void (*simd_sem)(SIMD_ARGS);
     }
 #define SHAPE_OWN(name, mnem, k1)
 #define SHAPE_SPLIT(name, mnem, k1)
+
+/* PCMPESTRx: an explicit length saturates at the element count, 16 or 8; a quadword length may not be cut to 32 bits before. */
+static ALWAYS_INLINE uint32_t pcmpestr_length(const struct kvs_insn *i, uint64_t v)
+{
+    int64_t n = INSN_OSIZE(i) == 8 ? (int64_t)v : (int32_t)v;
+    return n > 16 || n < -16 ? 16 : (uint32_t)n;
+}
 
 /* ---- MMX ----
  * SDM 1 "Effect of MMX, x87 FPU, FXSAVE, and FXRSTOR Instructions on the x87 FPU Tag Word": every MMX

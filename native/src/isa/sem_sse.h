@@ -78,12 +78,6 @@ SIMD_STUBS(pcmpistrm, "pcmpistrm", "%xmm1,%xmm0");
 SIMD_STUBS(pcmpistri, "pcmpistri", "%xmm1,%xmm0");
 #define PCMPSTR_LOAD "movaps %[a],%%xmm0\n\tmovups %[b],%%xmm1\n\t" CALL_STUB
 #define PCMPSTR_IN(name) [a] "m"(XMM(i->dst)), [b] "m"(SRC(struct simd16)), [stub] "r"(SIMD_STUB(name, i->imm))
-/* An explicit length saturates at the element count, 16 or 8; a quadword length may not be cut to 32 bits before. */
-static ALWAYS_INLINE uint32_t pcmpestr_length(const struct kvs_insn *i, uint64_t v)
-{
-    int64_t n = INSN_OSIZE(i) == 8 ? (int64_t)v : (int32_t)v;
-    return n > 16 || n < -16 ? 16 : (uint32_t)n;
-}
 SEM(pcmpestrm)
 {
     uint32_t fl = pcmpestr_length(i, c->gpr[RAX]);

@@ -13,10 +13,13 @@ enum { EAX_, EBX_, ECX_, EDX_ };
 #define SIGNATURE 0x00060fb1u /* family 15, model 107, stepping 1 */
 #define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
                BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
-#define ECX_1 (BIT(0) | BIT(9) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | BIT(26) | BIT(30) | BIT(31))
-/* FSGSBASE, BMI1, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB; UMIP, RDPID */
-#define EBX_7 (BIT(0) | BIT(3) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | BIT(24))
-#define ECX_7 (BIT(2) | BIT(22))
+/* What runs as the instructions of the host is taken out where that has them not: see host_lacks. */
+#define ECX_1 (BIT(0) | BIT(1) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | \
+               BIT(25) | BIT(26) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
+/* FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA */
+#define EBX_7 (BIT(0) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | \
+               BIT(24) | BIT(29))
+#define ECX_7 (BIT(2) | BIT(8) | BIT(9) | BIT(10) | BIT(22)) /* UMIP, GFNI, VAES, VPCLMULQDQ, RDPID */
 /* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
 #define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
 /* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
@@ -91,20 +94,28 @@ static uint32_t feature_subleaf(uint32_t leaf) { return leaf == 0xd; } /* the ot
  */
 #define HOST_VECTORS (BIT(FEAT_AVX) | BIT(FEAT_AVX2) | BIT(FEAT_FMA) | BIT(FEAT_F16C) | BIT(FEAT_VAES) | BIT(FEAT_VPCLMUL))
 #define HOST_RUN (HOST_VECTORS | BIT(FEAT_AES) | BIT(FEAT_PCLMUL) | BIT(FEAT_SHA) | BIT(FEAT_GFNI))
-uint64_t host_lacks(void)
+uint64_t host_features(void)
 {
-    uint64_t lacks = HOST_RUN;
-    uint32_t r[4];
-    for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
-        if (feature_bits[k].feature >= FEAT_DECODED || !(HOST_RUN >> feature_bits[k].feature & 1)) continue;
-        if (!__get_cpuid_count(feature_bits[k].leaf, 0, &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_])) continue;
-        if (r[feature_bits[k].reg] >> feature_bits[k].bit & 1) lacks &= ~BIT(feature_bits[k].feature);
+    static const uint32_t leaves[] = { 1, 7, 0xd, 0x80000001 };
+    uint64_t has = 0;
+    bool saves_ymm = false;
+    for (uint32_t n = 0; n < ARRAY_SIZE(leaves); n++) { /* each once: under a hypervisor CPUID takes long */
+        uint32_t r[4];
+        if (!__get_cpuid_count(leaves[n], feature_subleaf(leaves[n]), &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_])) continue;
+        for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
+            if (feature_bits[k].leaf != leaves[n] || feature_bits[k].feature >= FEAT_DECODED) continue;
+            if (r[feature_bits[k].reg] >> feature_bits[k].bit & 1) has |= BIT(feature_bits[k].feature);
+        }
+        if (leaves[n] == 1 && r[ECX_] & BIT(27)) { /* OSXSAVE */
+            uint32_t xcr0, high;
+            __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+            saves_ymm = (xcr0 & 6) == 6;
+        }
     }
-    uint32_t xcr0 = 0, high;
-    if (__get_cpuid(1, &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_]) && r[ECX_] & BIT(27)) /* OSXSAVE */
-        __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-    return (xcr0 & 6) == 6 ? lacks : lacks | HOST_VECTORS;
+    return saves_ymm ? has : has & ~HOST_VECTORS;
 }
+
+uint64_t host_lacks(void) { return HOST_RUN & ~host_features(); }
 
 int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
 {
@@ -121,8 +132,7 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
             *out[feature_bits[k].reg] &= ~(uint32_t)BIT(feature_bits[k].bit);
         }
     }
-    bool avx = !(lacks >> FEAT_AVX & 1) && (uint32_t)ECX_1 >> 28 & 1;
-    for (uint32_t n = 0; !avx && n < ARRAY_SIZE(offered); n++) {
+    for (uint32_t n = 0; lacks >> FEAT_AVX & 1 && n < ARRAY_SIZE(offered); n++) {
         if (entries[n].function != 0xd) continue;
         if (entries[n].index == 0) entries[n].eax = 3, entries[n].ecx = XSTATE_YMM;
         else if (entries[n].index == 2) entries[n].eax = entries[n].ebx = 0;

@@ -50,7 +50,9 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count);
 void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /* Recomputes c->cpuid_features from c->cpuid; drops decoded code. */
 void cpuid_changed(struct kvs_vcpu *c);
-/* Features whose instructions run as the host's own, less those that this host has. */
+/* Features that decide about instructions, as this host has them. */
+uint64_t host_features(void);
+/* Those whose instructions would run as the host's own, which this host has not. */
 uint64_t host_lacks(void);
 /* "AuthenticAMD" in leaf 0: where AMD and Intel differ, this decides. */
 bool cpuid_is_amd(const struct kvs_vcpu *c);

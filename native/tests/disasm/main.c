@@ -21,6 +21,8 @@ static const char *explained(const struct item *t, const char *ours, const char 
     for (int i = 0; aliases[i]; i++)
         if (!strcmp(m, aliases[i]) && strstr(theirs, "(bad)")) return "objdump does not know the undocumented name";
     if (strstr(ours, "fence") && strstr(theirs, "(bad)")) return "the processor ignores ModRM.rm of the fences, objdump does not";
+    if ((!strcmp(m, "vmovss") || !strcmp(m, "vmovsd")) && strstr(theirs, "ymm")) return "VEX.L is ignored, objdump names a YMM register";
+    if ((!strcmp(m, "vpermq") || !strcmp(m, "vpermpd")) && strstr(theirs, "(bad)")) return "the processor ignores VEX.W, objdump does not";
     if (!strcmp(m, "wbinvd") && strstr(theirs, "(bad)")) return "66 before WBINVD is ignored";
     if (!strcmp(m, "fwait") && strstr(theirs, "rex")) return "objdump takes REX and FWAIT apart";
     if (!strncmp(ours, "nop", 3) || strstr(ours, " nop ")) {

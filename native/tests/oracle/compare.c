@@ -50,7 +50,7 @@ static bool differ(char *why, size_t size, const char *format, ...)
 /* A faulting instruction of several stores may have done some of them; the manuals do not say which. */
 static bool partial_stores(const struct test_case *t)
 {
-    static const char *const several[] = { "fxsave", "fnsave", "fsave", "fnstenv", "fstenv", "pusha", "enter", "maskmovdqu", "maskmovq",
+    static const char *const several[] = { "fxsave", "fnsave", "fsave", "fnstenv", "fstenv", "pusha", "enter", "maskmovdqu", "vmaskmovdqu", "maskmovq",
                                            "fxsave64", "xsave", "xsaveopt", "xsavec", NULL };
     for (int i = 0; several[i]; i++)
         if (is(t, several[i])) return true;
@@ -102,6 +102,8 @@ static bool is_image(const struct test_case *t)
         if (is(t, images[i])) return true;
     return false;
 }
+bool case_soils_memory(const struct test_case *t, const struct cpu_state *after) { return after->vector != NO_VECTOR || is_image(t); }
+
 /* Which byte of an operand of many the processor touches first is its own affair. */
 static bool same_fault_address(const struct test_case *t)
 {

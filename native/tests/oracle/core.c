@@ -230,6 +230,7 @@ static void run_case(struct test_case *t, bool stepped)
             o->rflags &= ~(uint64_t)FLAG_RF;
         }
     } else if (!stepped) o->vector = 0xfc; /* ran away */
+    if (case_soils_memory(t, o)) arena_fill(core.ram + P_ARENA);
 }
 
 void core_run(struct batch *b)

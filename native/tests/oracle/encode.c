@@ -205,6 +205,7 @@ uint32_t encode_row(struct rng *r, const struct encode_request *q, uint8_t out[1
 
     /* address size */
     bool a67 = !q->plain && rnd_one(r, 6);
+    if (is_gather(f) && bits != 64) a67 = bits == 16; /* a vector index needs a SIB byte */
     uint32_t asize = bits == 64 ? (a67 ? 32 : 64) : bits == 32 ? (a67 ? 16 : 32) : (a67 ? 32 : 16);
     if (a67) prefix[np++] = 0x67;
     static const uint8_t segs[] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65 };

@@ -9,6 +9,19 @@ bool has_mnemonic(uint32_t row, const char *const *list)
     return false;
 }
 
+static uint64_t host_has(void)
+{
+    static uint64_t features;
+    if (!features) features = host_features();
+    return features;
+}
+bool host_has_row(uint32_t row)
+{
+    uint32_t feature = isa_op[row_forms[row].op].feature;
+    bool avx = row_forms[row].attr & A_AVX;
+    return (feature == FEAT_BASE || host_has() >> feature & 1) && (!avx || host_has() >> FEAT_AVX & 1);
+}
+
 static uint64_t arena_of(uint32_t asize, struct rng *r)
 {
     if (asize == 2) return LOW;
@@ -162,7 +175,7 @@ static void fill_operand(struct maker *m, uint64_t la, uint32_t size)
         } else if (size == 10) rnd_extended(r, b);
         else st64(b, rnd_one(r, 3) ? rnd_value(r) : rnd_double(r));
         memcpy(p, b, size);
-    } else if (m->t->d.attr & (A_SSE | A_MMX)) {
+    } else if (m->t->d.attr & (A_SSE | A_MMX | A_AVX)) {
         uint8_t v[16];
         for (uint32_t i = 0; i < size; i += 16) {
             rnd_vector(r, v);
@@ -419,6 +432,33 @@ static void role_indirect(struct maker *m)
     if (p) memcpy(p, &rip, t->d.osize);
 }
 
+static bool is_gather(const struct row_form *f) { return f->k[1] == Mvd || f->k[1] == Mvq; }
+
+/* A base in the arena and indices around it; some of them wild, so that elements fault. */
+static void role_gather(struct maker *m)
+{
+    struct test_case *t = m->t;
+    struct rng *r = m->r;
+    const struct decoded *d = &t->d;
+    uint32_t as = d->asize, index = d->index < 16 ? d->index : 4, isize = d->opcode & 1 ? 8 : 4, size = operand_size(d, 1);
+    uint64_t center = arena_of(as, r) + 0x1000 - seg_base(d->seg), base = (uint64_t)d->disp;
+    if (d->base < 16) {
+        if (!rnd_one(r, 16)) set_low(&t->in.gpr[d->base], center - base - (rnd_below(r, 64) << d->scale), as);
+        base += t->in.gpr[d->base];
+        m->pinned |= 1u << d->base;
+    }
+    uint8_t *lo = t->in.fx + 160 + 16 * index, *hi = t->in.fx + FX_YMM + 16 * index;
+    bool wild = rnd_one(r, 3);
+    for (uint32_t n = 0; n < 32 / isize; n++) {
+        uint8_t *p = n * isize < 16 ? lo + n * isize : hi + n * isize - 16;
+        uint64_t to = center + (uint64_t)(int64_t)(int32_t)(rnd_below(r, 320) - 160), v = (uint64_t)((int64_t)(to - base) >> d->scale);
+        if (wild && rnd_one(r, 4)) v = ((uint64_t)(int64_t)(int32_t)pick_offset(r, size, false) + center - 0x1000 - base) >> d->scale;
+        if (wild && rnd_one(r, 8)) v = rnd_value(r);
+        memcpy(p, &v, isize);
+    }
+    m->target = center + seg_base(d->seg);
+}
+
 static bool is_mnemonic(const struct test_case *t, const char *name) { return !strcmp(isa_op[t->d.op].mnemonic, name); }
 
 static bool apply_roles(struct maker *m)
@@ -489,9 +529,9 @@ static bool apply_roles(struct maker *m)
     }
     else if (is_mnemonic(t, "fldenv")) memory_env(m, false);
     else if (is_mnemonic(t, "frstor")) memory_env(m, true);
-    else if (is_mnemonic(t, "maskmovq") || is_mnemonic(t, "maskmovdqu")) {
+    else if (is_mnemonic(t, "maskmovq") || is_mnemonic(t, "maskmovdqu") || is_mnemonic(t, "vmaskmovdqu")) {
         set_pointer(m, RDI, pick_address(r, t->d.asize, 16, false) - seg_base(t->d.seg), t->d.asize);
-    } else if (!strncmp(isa_op[op].mnemonic, "pcmpestr", 8)) {
+    } else if (!strncmp(isa_op[op].mnemonic, "pcmpestr", 8) || !strncmp(isa_op[op].mnemonic, "vpcmpestr", 9)) {
         if (!rnd_one(r, 4)) set_reg(m, RAX, rnd_below(r, 40) - 20ull);
         if (!rnd_one(r, 4)) set_reg(m, RDX, rnd_below(r, 40) - 20ull);
     }
@@ -540,7 +580,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         t->in.rip = q.ip;
         q.target = MID + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
         t->length = (uint8_t)encode_row(r, &q, t->bytes);
-        int st = decode(t->bytes, 15, k->bits, true, ~0ull, &t->d);
+        int st = decode(t->bytes, 15, k->bits, true, host_has(), &t->d);
         if (q.lock && st == DECODE_UD) t->d.length = t->length; /* an illegal LOCK is a case too */
         else if (st != DECODE_OK || t->d.row != k->row || t->d.length != t->length) continue;
         if (t->d.asize == 2 && !host_has_low()) continue;
@@ -549,20 +589,27 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
         for (int i = 0; i < 16; i++) t->in.gpr[i] = rnd_value(r);
         random_flags(r, t);
         if (f->attr & (A_X87 | A_MMX)) random_x87(r, t->in.fx, f->attr & A_MMX);
-        if (f->attr & A_SSE) {
+        if (f->attr & A_AVX) {
+            for (int i = 0; i < 16; i++) rnd_vector(r, t->in.fx + FX_YMM + 16 * i);
+            if (rnd_one(r, 4)) memcpy(t->in.fx + FX_YMM + 16 * t->d.reg, t->in.fx + FX_YMM + 16 * t->d.rm, 16);
+            if (rnd_one(r, 8)) memcpy(t->in.fx + FX_YMM + 16 * t->d.vvvv, t->in.fx + FX_YMM + 16 * t->d.rm, 16);
+        }
+        if (f->attr & (A_SSE | A_AVX)) {
             st32(t->in.fx + 24, random_mxcsr(r));
             for (int i = 0; i < 16; i++) rnd_vector(r, t->in.fx + 160 + 16 * i);
             if (rnd_one(r, 4)) memcpy(t->in.fx + 160 + 16 * t->d.reg, t->in.fx + 160 + 16 * t->d.rm, rnd_one(r, 2) ? 16 : 8);
+            if (f->vex && rnd_one(r, 8)) memcpy(t->in.fx + 160 + 16 * t->d.vvvv, t->in.fx + 160 + 16 * t->d.rm, 16);
         }
         uint32_t size = memory_size(&t->d);
         if (f->k[0] == Mf && !(f->attr & A_X87)) size = FX_SIZE;
-        if (t->d.is_mem) {
+        if (is_gather(f)) role_gather(&m);
+        else if (t->d.is_mem) {
             solve_address(&m, size, t->d.attr & A_ALIGN);
             if (size) fill_operand(&m, m.target, size);
             /* equal operands now and then */
             uint8_t *p = size && size <= 16 ? mem_at(&m, m.target, size) : NULL;
             if (p && rnd_one(r, 6)) {
-                if (f->attr & A_SSE) memcpy(p, t->in.fx + 160 + 16 * t->d.reg, size);
+                if (f->attr & (A_SSE | A_AVX)) memcpy(p, t->in.fx + 160 + 16 * t->d.reg, size);
                 else if (size <= 8) memcpy(p, &t->in.gpr[t->d.reg], size);
             }
         } else if (f->k[0] == Ob || f->k[0] == Ov || f->k[1] == Ob || f->k[1] == Ov) {

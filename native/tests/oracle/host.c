@@ -190,6 +190,7 @@ static void child_run(struct batch *b)
         }
         if (t->host.vector == NO_VECTOR) t->host.rflags &= ~(uint64_t)FLAG_RF;
         window_save(host.arena, t->host.mem);
+        if (case_soils_memory(t, &t->host)) arena_fill(host.arena);
         t->host_done = 1;
     }
 }

@@ -12,6 +12,7 @@ struct maker {
     uint64_t target; /* of the memory operand, linear */
 };
 
+bool host_has_row(uint32_t row);
 bool has_mnemonic(uint32_t row, const char *const *list);
 /* Sets the low `size` bytes of a register. */
 void set_low(uint64_t *reg, uint64_t v, uint32_t size);

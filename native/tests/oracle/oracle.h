@@ -96,6 +96,8 @@ void core_stop(void);
 /* Empty string: equal. */
 bool compare_case(const struct test_case *t, char *why, size_t size);
 void print_case(const struct test_case *t, const char *why);
+/* Ran into a fault, or saved an image of which some bytes may differ: memory is to be made the same again. */
+bool case_soils_memory(const struct test_case *t, const struct cpu_state *after);
 
 static inline uint64_t case_ip(uint32_t slot) { return CODE + slot * SLOT_SIZE + SLOT_IP; }
 static inline void window_load(uint8_t *arena, const uint8_t *mem)

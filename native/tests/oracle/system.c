@@ -12,6 +12,7 @@ const char *row_excluded(uint32_t row)
     static const char *const vendor[] = { "sysexit", NULL };
     const struct row_form *f = &row_forms[row];
     if (!f->id) return "no encoding";
+    if (!host_has_row(row)) return "this host lacks it";
     if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
     if (has_mnemonic(row, hypervisor)) return "the host's hypervisor answers";
     if (has_mnemonic(row, kernel)) return "the host's kernel answers";

@@ -17,7 +17,7 @@ internal static class HelpText
           --initrd FILE          its initial RAM disk
           --append TEXT          its command line ('run debian': added to console=ttyS0)
           --memory SIZE          guest memory, for example 512M (the default) or 1G
-          --cpu MODEL,+f,-f      x86-64-v1, x86-64-v2 (the default), qemu64 or max, and changed features
+          --cpu MODEL,+f,-f      x86-64-v1, -v2 (the default), -v3, qemu64 or max, and changed features
           --cpus N               processors; default 1
           --serial stdio|file=F|off     where COM1 leads (default: stdio)
           --debugcon FILE        where ports 0xe9 and 0x402 lead

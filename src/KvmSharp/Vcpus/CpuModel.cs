@@ -22,6 +22,8 @@ public sealed class CpuModel
 
     private const string V2Features = V1Features + ",cx16,lahf-lm,popcnt,sse3,ssse3,sse4.1,sse4.2";
 
+    private const string V3Features = V2Features + ",avx,avx2,bmi1,bmi2,f16c,fma,lzcnt,movbe,xsave,xsaveopt,xsavec,xgetbv1";
+
     private const string Qemu64Features = V1Features + ",cx16,lahf-lm,sse3";
 
     private const uint AvxState = 1 << 2;
@@ -31,6 +33,7 @@ public sealed class CpuModel
     [
         new("x86-64-v1", V1Features),
         new("x86-64-v2", V2Features),
+        new("x86-64-v3", V3Features),
         new("qemu64", Qemu64Features),
         new("max", string.Join(',', CpuFeature.All.Select(f => f.Name))),
     ];

@@ -21,6 +21,7 @@ public sealed class CpuModelTests
     [InlineData("QEMU64", "qemu64")]
     [InlineData("x86-64-v2,+RDRAND,-smap", "x86-64-v2,+rdrand,-smap")]
     [InlineData("x86-64-v2, +sse4_1 , -sse4-2", "x86-64-v2,+sse4.1,-sse4.2")]
+    [InlineData("x86-64-v3,-AVX", "x86-64-v3,-avx")]
     [InlineData("max", "max")]
     public void ParsesModelsAndChanges(string text, string name) => Assert.Equal(name, CpuModel.Parse(text).Name);
 
@@ -73,6 +74,43 @@ public sealed class CpuModelTests
         Assert.Equal(1u << 31, leaves[1].Edx); // a bit without a name is a value, not a feature
         Assert.Equal(0u, leaves[0].Ecx & (1u << 28)); // AVX is not of level 2
         Assert.Equal(1u << 20, leaves[0].Ecx & (1u << 20));
+    }
+
+    [Fact]
+    public void LevelThreeIsLevelTwoAndMore()
+    {
+        var features = CpuModel.Parse("x86-64-v3").Features;
+        Assert.All(CpuModel.Default.Features, f => Assert.Contains(f, features));
+        Assert.All((string[])["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"], f => Assert.Contains(f, features));
+        Assert.DoesNotContain("aes", features);
+    }
+
+    [Fact]
+    public void FeaturesComeAndGoWithWhatTheyRequire()
+    {
+        var added = CpuModel.Parse("x86-64-v2,+vaes").Features;
+        Assert.All((string[])["vaes", "aes", "avx", "xsave"], f => Assert.Contains(f, added));
+        var removed = CpuModel.Parse("x86-64-v3,-xsave").Features;
+        Assert.All((string[])["xsave", "xsaveopt", "avx", "avx2", "fma", "f16c"], f => Assert.DoesNotContain(f, removed));
+        Assert.Contains("bmi2", removed);
+    }
+
+    [Fact]
+    public void StateLeafDescribesWhatTheModelHas()
+    {
+        CpuidEntry[] core =
+        [
+            new() { Function = 0xd, Index = 0, Flags = 1, Eax = 7, Ecx = 832 },
+            new() { Function = 0xd, Index = 1, Flags = 1, Eax = 0xf },
+            new() { Function = 0xd, Index = 2, Flags = 1, Eax = 256, Ebx = 576 },
+        ];
+        Assert.Empty(CpuModel.Default.Restrict(core, 0, 1));
+        var leaves = CpuModel.Parse("x86-64-v3").Restrict(core, 0, 1);
+        Assert.Equal([7u, 7u, 256u], leaves.Select(l => l.Eax)); // XSAVES is not of level 3
+        Assert.Equal(832u, leaves[0].Ecx);
+        leaves = CpuModel.Parse("x86-64-v3,-avx").Restrict(core, 0, 1);
+        Assert.Equal([3u, 7u], leaves.Select(l => l.Eax));
+        Assert.Equal(576u, leaves[0].Ecx);
     }
 
     [Fact]
