@@ -35,6 +35,8 @@ static struct machine {
     struct kvs_run *run;
     bool irqchip;
     uint16_t system_rows[ROW_COUNT], system_count;
+    uint32_t msrs[256], msr_count;
+    uint64_t tried, refused, cr4;
 } g;
 
 static void put64(uint32_t at, uint64_t v) { memcpy(g.m + at, &v, 8); }
@@ -242,7 +244,11 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
         s.cs = seg((uint16_t)(code | u), b, limit, 11, u, bits == 32, mode == LONG);
         s.ds = seg((uint16_t)(data | u), b, limit, 3, u, !b16, 0);
         s.es = s.fs = s.gs = s.ss = s.ds;
-        if (lm && rnd_one(r, 2)) { s.fs.base = any_address(r); s.gs.base = any_address(r); }
+        if (lm && rnd_one(r, 2)) {
+            s.fs.base = any_address(r);
+            s.gs.base = any_address(r);
+            if (!rnd_one(r, 16)) s.fs.base = (uint64_t)((int64_t)(s.fs.base << 16) >> 16), s.gs.base = (uint64_t)((int64_t)(s.gs.base << 16) >> 16);
+        }
         if (b16) rip &= 0xffff;
         if (rnd_one(r, 8)) s.es.unusable = 1;
     }
@@ -256,7 +262,9 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
     s.cr4 = (rnd_one(r, 8) ? 0 : CR4_OSFXSR | CR4_OSXMMEXCPT) | (rnd(r) & (CR4_PGE | CR4_PSE | CR4_TSD | CR4_DE | CR4_VME | CR4_PCE));
     if (pae) s.cr4 |= CR4_PAE;
     if (rnd_one(r, 4)) s.cr4 |= rnd(r) & (CR4_SMEP | CR4_SMAP | CR4_UMIP | CR4_PVI);
+    if (rnd_one(r, 2)) s.cr4 |= CR4_OSXSAVE | (rnd(r) & CR4_FSGSBASE);
     if (lm && rnd_one(r, 4)) s.cr4 |= CR4_PCIDE;
+    s.cr4 &= g.cr4;
     s.cr3 = !paging ? 0 : lm ? PML4 : pae ? PAE_PDPT : PD32;
     s.efer = (rnd(r) & (EFER_SCE | EFER_NX)) | (lm ? EFER_LME | EFER_LMA : 0);
     s.cr8 = g.irqchip ? rnd(r) & 15 : 0;
@@ -264,7 +272,7 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
 
     uint64_t *q = (uint64_t *)&x;
     for (int i = 0; i < 16; i++) q[i] = rnd_one(r, 3) ? rnd_value(r) : any_address(r);
-    x.rcx = rnd_one(r, 2) ? rnd_below(r, 70) : x.rcx;
+    x.rcx = rnd_one(r, 2) ? rnd_below(r, 70) : rnd_one(r, 4) ? g.msrs[rnd_below(r, g.msr_count)] : x.rcx;
     x.rsp = rnd_one(r, 8) ? x.rsp : STACKS + 0x800 + rnd_below(r, 0x1000);
     x.rip = rip;
     x.rflags = 2 | (rnd(r) & (FLAGS_STATUS | FLAG_IF | FLAG_DF));
@@ -352,8 +360,15 @@ static void save_and_load(struct rng *r)
 static void one(struct rng *r)
 {
     uint64_t rip;
-    uint32_t bits = set_state(r, rnd_below(r, MODES), &rip);
-    if (!bits) return;
+    uint32_t bits = 0, tries = 0;
+    /* Some states are refused; too many would mean that nothing is tested. */
+    while (!bits) {
+        FUZZ_CHECK(tries++ < 1000);
+        bits = set_state(r, rnd_below(r, MODES), &rip);
+    }
+    g.refused += tries - 1;
+    g.tried += tries;
+    FUZZ_CHECK(g.tried < 10000 || g.refused < g.tried / 2);
     write_code(r, (uint32_t)rip & (RAM_SIZE - 1), 48 + rnd_below(r, 100), bits);
     kvs_mem_written(g.vm, rip & (RAM_SIZE - 1) & ~63ull, 256);
     struct kvs_core_state s;
@@ -397,11 +412,27 @@ static void machine_create(struct rng *r)
     struct kvs_cpuid_entry2 cpuid[64];
     uint32_t count = 64;
     FUZZ_CHECK(kvs_get_supported_cpuid(cpuid, &count) == 0 && kvs_vcpu_set_cpuid2(g.c, cpuid, count) == 0);
+    /* What CR4 may hold follows from CPUID. */
+    g.cr4 = ~0ull;
+    for (uint32_t i = 0; i < count; i++) {
+        if (cpuid[i].function == 1) {
+            if (!(cpuid[i].edx >> 1 & 1)) g.cr4 &= ~(uint64_t)(CR4_VME | CR4_PVI);
+            if (!(cpuid[i].ecx >> 26 & 1)) g.cr4 &= ~(uint64_t)CR4_OSXSAVE;
+            if (!(cpuid[i].ecx >> 17 & 1)) g.cr4 &= ~(uint64_t)CR4_PCIDE;
+        } else if (cpuid[i].function == 7 && cpuid[i].index == 0) {
+            if (!(cpuid[i].ebx & 1)) g.cr4 &= ~(uint64_t)CR4_FSGSBASE;
+            if (!(cpuid[i].ebx >> 7 & 1)) g.cr4 &= ~(uint64_t)CR4_SMEP;
+            if (!(cpuid[i].ebx >> 20 & 1)) g.cr4 &= ~(uint64_t)CR4_SMAP;
+            if (!(cpuid[i].ecx >> 2 & 1)) g.cr4 &= ~(uint64_t)CR4_UMIP;
+        }
+    }
     struct kvs_msr_entry msrs[] = {
         { 0xc0000081, 0, (uint64_t)(S_UCODE16 | 3) << 48 | (uint64_t)S_CODE64 << 32 }, { 0xc0000082, 0, CODE + 0x100 }, { 0xc0000083, 0, CODE + 0x200 },
         { 0xc0000084, 0, rnd(r) & 0x7fff }, { 0x174, 0, S_CODE32 }, { 0x175, 0, STACKS + 0x1000 }, { 0x176, 0, CODE + 0x300 },
     };
     kvs_vcpu_set_msrs(g.c, msrs, ARRAY_SIZE(msrs));
+    g.msr_count = ARRAY_SIZE(g.msrs);
+    FUZZ_CHECK(kvs_get_msr_index_list(g.msrs, &g.msr_count) == 0);
     uint8_t *rom_bytes = kvs_ram_address(g.rom);
     for (uint32_t i = 0; i < ROM_SIZE; i += 8) st64(rom_bytes + i, rnd(r));
     for (uint32_t i = 0; i < RAM_SIZE; i += 8) st64(g.m + i, rnd(r));
