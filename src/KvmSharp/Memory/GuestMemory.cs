@@ -231,6 +231,39 @@ public sealed unsafe class GuestMemory
         return found ? new GuestMemoryWriteScope(_vm, slot!, address, length) : default;
     }
 
+    /// <summary>
+    /// Gives pages back to the host; they read as zero afterwards and cost memory again when they are touched. What is not
+    /// writable memory of this process's own is left alone.
+    /// </summary>
+    /// <param name="address">The first address, a multiple of 4096.</param>
+    /// <param name="length">The length in bytes, a multiple of 4096.</param>
+    internal void Release(GuestAddress address, ulong length)
+    {
+        foreach (var slot in Volatile.Read(ref _slots))
+        {
+            var start = Math.Max(slot.Address.Value, address.Value);
+            var end = Math.Min(slot.Address.Value + slot.Size, unchecked(address.Value + length));
+            if (start >= end || (slot.Flags & MemorySlotFlags.ReadOnly) != 0)
+            {
+                continue;
+            }
+            var added = false;
+            try
+            {
+                slot.Ram.DangerousAddRef(ref added);
+                MemoryMethods.Release(slot.HostAddress + (start - slot.Address.Value), end - start);
+                _ = NativeMethods.MemWritten(_vm, start, end - start);
+            }
+            finally
+            {
+                if (added)
+                {
+                    slot.Ram.DangerousRelease();
+                }
+            }
+        }
+    }
+
     /// <summary>Whether memory backs every byte of a range. The range may span adjacent slots.</summary>
     /// <param name="address">The first address.</param>
     /// <param name="length">The length in bytes.</param>

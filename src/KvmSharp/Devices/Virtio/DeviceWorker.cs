@@ -46,7 +46,14 @@ internal sealed class DeviceWorker : IDisposable
     public void Wake()
     {
         _doorbell?.RingFromHost();
-        _timer?.Arm(_clock.Nanoseconds);
+        try
+        {
+            _timer?.Arm(_clock.Nanoseconds);
+        }
+        catch (ObjectDisposedException)
+        {
+            // The machine is gone; an event of the host came too late.
+        }
     }
 
     /// <summary>A saved state had work put off until then.</summary>

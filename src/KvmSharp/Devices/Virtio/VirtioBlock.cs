@@ -140,18 +140,10 @@ public sealed partial class VirtioBlock : VirtioDevice
                 continue;
             }
             // The request under way is found where it was; a guest that changed it meanwhile gets what it wrote.
-            active.Queue.Untake();
-            try
+            active.Queue.TakeAgain(active.Chain);
+            if (!HasFrame(active.Chain))
             {
-                if (!active.Queue.TryTake(active.Chain))
-                {
-                    throw new MachineStateException("The saved state is damaged: a disk request under way is not there.");
-                }
-                CheckFrame(active.Chain);
-            }
-            catch (VirtioProtocolException e)
-            {
-                throw new MachineStateException($"The saved state is damaged: {e.Message}", e);
+                throw new MachineStateException("The saved state is damaged: a disk request under way is none.");
             }
         }
     }
@@ -199,7 +191,10 @@ public sealed partial class VirtioBlock : VirtioDevice
     private static void Begin(Active active)
     {
         var chain = active.Chain;
-        CheckFrame(chain);
+        if (!HasFrame(chain))
+        {
+            throw new VirtioProtocolException("A disk request has no header or no room for its status.");
+        }
         Span<byte> header = stackalloc byte[HeaderSize];
         chain.Read(0, header);
         active.Type = (RequestType)BinaryPrimitives.ReadUInt32LittleEndian(header);
@@ -209,13 +204,7 @@ public sealed partial class VirtioBlock : VirtioDevice
         active.Busy = true;
     }
 
-    private static void CheckFrame(VirtqueueChain chain)
-    {
-        if (chain.ReadableLength < HeaderSize || chain.WritableLength < 1)
-        {
-            throw new VirtioProtocolException("A disk request has no header or no room for its status.");
-        }
-    }
+    private static bool HasFrame(VirtqueueChain chain) => chain.ReadableLength >= HeaderSize && chain.WritableLength >= 1;
 
     /// <returns>Whether the request is done.</returns>
     private bool Continue(Active active, ref int bytes)

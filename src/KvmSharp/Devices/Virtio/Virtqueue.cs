@@ -133,20 +133,49 @@ internal sealed class Virtqueue
         return true;
     }
 
-    /// <summary>Gives the chain taken last back to the ring, as if it had not been taken.</summary>
-    public void Untake() => _nextAvailable--;
+    /// <summary>Gives the chains taken last back to the ring, as if they had not been taken.</summary>
+    public void Untake(int count = 1) => _nextAvailable -= (ushort)count;
+
+    /// <summary>After loading a state: takes the chain again that the device was at.</summary>
+    /// <exception cref="MachineStateException">It is not there.</exception>
+    public void TakeAgain(VirtqueueChain chain)
+    {
+        Untake();
+        try
+        {
+            if (!TryTake(chain))
+            {
+                throw new MachineStateException("The saved state is damaged: a request under way is not there.");
+            }
+        }
+        catch (Exception e) when (e is VirtioProtocolException or GuestMemoryException)
+        {
+            throw new MachineStateException($"The saved state is damaged: {e.Message}", e);
+        }
+    }
 
     /// <summary>Hands a chain back to the driver.</summary>
     /// <param name="chain">The chain.</param>
     /// <param name="written">How many bytes of its writable part hold something new.</param>
     public void Return(VirtqueueChain chain, uint written)
     {
+        Put(chain, written);
+        Publish();
+    }
+
+    /// <summary>Hands a chain back, which the driver sees after <see cref="Publish"/>.</summary>
+    public void Put(VirtqueueChain chain, uint written)
+    {
         Span<byte> element = stackalloc byte[UsedElementSize];
         BinaryPrimitives.WriteUInt32LittleEndian(element, chain.Head);
         BinaryPrimitives.WriteUInt32LittleEndian(element[4..], written);
         _memory.Write(_used + UsedRing + UsedElementSize * (ulong)(uint)(_nextUsed & (Size - 1)), element);
         _nextUsed++;
-        Thread.MemoryBarrier(); // the element before the index
+    }
+
+    public void Publish()
+    {
+        Thread.MemoryBarrier(); // the elements before the index
         _memory.Write(_used + UsedIndex, _nextUsed);
     }
 
