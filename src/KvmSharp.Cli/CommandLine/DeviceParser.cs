@@ -24,6 +24,7 @@ internal static class DeviceParser
     public const string DebugExit = "isa-debug-exit";
     public const string Random = "virtio-rng";
     public const string Console = "virtio-console";
+    public const string Balloon = "virtio-balloon";
 
     private const ushort DefaultDebugExitPort = 0xf4;
 
@@ -32,6 +33,7 @@ internal static class DeviceParser
         [DebugExit] = ["iobase"],
         [Random] = ["transport", "seed"],
         [Console] = ["transport", "file"],
+        [Balloon] = ["transport", "target"],
     };
 
     public static RunOptions ParseDevice(RunOptions options, string text)
@@ -57,6 +59,11 @@ internal static class DeviceParser
         if (properties.TryGetValue("seed", out string? seed))
         {
             ParseSeed(seed);
+        }
+
+        if (properties.TryGetValue("target", out string? target))
+        {
+            MemorySize.Parse($"--device {name}", target);
         }
 
         if (name != DebugExit)

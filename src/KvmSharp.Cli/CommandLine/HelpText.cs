@@ -23,7 +23,8 @@ internal static class HelpText
           --debugcon FILE        where ports 0xe9 and 0x402 lead
           --disk path=F[,format=raw|qcow2][,readonly][,serial=S][,queues=N]     a virtio disk
           --device isa-debug-exit[,iobase=0xf4]     lets the guest choose the exit status
-          --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file
+          --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file;
+                                 virtio-balloon,target=SIZE: memory that the guest is to give up
                                  disks and virtio devices take transport=pci (the default) or mmio
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
           --engine auto|interpreter

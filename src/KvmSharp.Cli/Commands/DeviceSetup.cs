@@ -63,6 +63,11 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
                 Seed = Property("seed") is { } seed ? DeviceParser.ParseSeed(seed) : null,
             },
             DeviceParser.Console => new VirtioConsoleOptions([new VirtioConsolePort(ConsoleBackend(Property("file")))]) { Transport = transport },
+            DeviceParser.Balloon => new VirtioBalloonOptions
+            {
+                Transport = transport,
+                InitialTarget = Property("target") is { } target ? (ulong)MemorySize.Parse("--device", target) : 0,
+            },
             _ => throw new InvalidOperationException(device.Name),
         };
     }
