@@ -167,6 +167,35 @@ public sealed class VirtioTests(VirtioFixture fixture) : IClassFixture<VirtioFix
     }
 }
 
+/// <summary>Two processors, two queues, and the interrupt pin instead of messages.</summary>
+public sealed class VirtioPinTests
+{
+    [Theory]
+    [InlineData("pci=nomsi", "IO-APIC")]
+    [InlineData("pci=nocrs", "PCI-MSI")]
+    public async Task TwoProcessorsShareADisk(string parameter, string controller)
+    {
+        DebianImage image = await DebianCache.CloudAsync();
+        BootImage initrd = await DebianCache.WithModulesAsync(image);
+        var store = new MemoryImageStore();
+        store.SetLength(16 << 20);
+        byte[] content = RandomNumberGenerator.GetBytes(16 << 20);
+        store.Write(0, content);
+        await using var guest = new LinuxGuest(image, vcpus: 2, change: options => options with
+        {
+            Initrd = initrd,
+            CommandLine = $"{options.CommandLine} {parameter} kvmsharp.modules=virtio_pci,virtio_blk",
+            VirtioDevices = [new VirtioBlockOptions(new RawBlockBackend(store)) { QueueCount = 2 }],
+        });
+        await guest.BootAsync();
+        string expected = $"{Convert.ToHexStringLower(SHA256.HashData(content))}  -\n";
+        Assert.Equal(expected + expected, await guest.RunAsync(
+            "for i in 0 1; do taskset $((i + 1)) dd if=/dev/vda bs=64k iflag=direct 2>/dev/null | sha256sum > /tmp/s$i & done; wait; cat /tmp/s0 /tmp/s1"));
+        Assert.Contains(controller, await guest.RunAsync("grep virtio0 /proc/interrupts"));
+        Assert.Equal("2\n", await guest.RunAsync("ls /sys/block/vda/mq | wc -l"));
+    }
+}
+
 /// <summary>On a virtual clock two machines with virtio devices are the same to the last bit.</summary>
 public sealed class VirtioVirtualClockTests
 {
