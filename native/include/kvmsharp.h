@@ -329,6 +329,13 @@ KVS_API int32_t kvs_mem_written(struct kvs_vm *vm, uint64_t gpa, uint64_t length
 /* One bit per page, bit set = written since the last call; reading clears. any */
 KVS_API int32_t kvs_get_dirty_log(struct kvs_vm *vm, uint32_t slot, uint64_t *bitmap, uint64_t words);
 
+/*
+ * Address line 20 of the processors: enabled 0 makes bit 20 of every physical address that a vCPU puts out zero
+ * (not in system management mode). It is enabled in a new VM; INIT and kvs_vcpu_reset leave it alone. any
+ */
+KVS_API int32_t kvs_vm_set_a20(struct kvs_vm *vm, uint32_t enabled);
+KVS_API int32_t kvs_vm_get_a20(struct kvs_vm *vm, uint32_t *enabled); /* any */
+
 /* ---- functions: interrupts, clock, doorbells ------------------------------------------------ */
 KVS_API int32_t kvs_irqchip_create(struct kvs_vm *vm);  /* setup: PIC pair, IOAPIC, LAPICs */
 KVS_API int32_t kvs_pit_create(struct kvs_vm *vm);      /* setup: PIT and port 0x61 */

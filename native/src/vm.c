@@ -133,6 +133,26 @@ void vm_sync_end(struct kvs_vm *vm, struct kvs_vcpu *self)
     }
 }
 
+#define A20_MASKED (~BIT(20))
+
+KVS_API int32_t kvs_vm_set_a20(struct kvs_vm *vm, uint32_t enabled)
+{
+    if (!vm || enabled > 1) return -KVS_EINVAL;
+    uint64_t mask = enabled ? ~0ull : A20_MASKED;
+    vm_sync_begin(vm, NULL);
+    /* No processor sees half of it: all stand still, and their translations go. */
+    if (atomic_exchange(&vm->a20_mask, mask) != mask) vm_request_all(vm, REQ_TLB_FLUSH);
+    vm_sync_end(vm, NULL);
+    return KVS_OK;
+}
+
+KVS_API int32_t kvs_vm_get_a20(struct kvs_vm *vm, uint32_t *enabled)
+{
+    if (!vm || !enabled) return -KVS_EINVAL;
+    *enabled = atomic_load(&vm->a20_mask) == ~0ull;
+    return KVS_OK;
+}
+
 KVS_API int32_t kvs_vm_quiesce(struct kvs_vm *vm)
 {
     if (!vm) return -KVS_EINVAL;

@@ -1,3 +1,4 @@
+using KvmSharp.Devices;
 using KvmSharp.Interop;
 
 namespace KvmSharp;
@@ -28,6 +29,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
         try
         {
             Memory = new GuestMemory(_handle);
+            A20 = new A20Gate(enabled => NativeMethods.VmSetA20(_handle, enabled ? 1u : 0u).ThrowIfFailed("drive address line A20"));
             Clock = new VmClock(() => NativeMethods.ClockNow(_handle), ArmHostTimer, DecideStartTime(options));
             if (options.InterruptController)
             {
@@ -73,6 +75,9 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
 
     /// <summary>The one clock of the machine.</summary>
     public VmClock Clock { get; }
+
+    /// <summary>Address line A20 of the processors; enabled unless a device disables it.</summary>
+    public A20Gate A20 { get; }
 
     /// <summary>Adds a vCPU. Before the start.</summary>
     /// <exception cref="KvmSharpException">The machine has as many as it can have.</exception>

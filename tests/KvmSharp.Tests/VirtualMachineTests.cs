@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using KvmSharp.Boot;
 using KvmSharp.Devices;
 
 namespace KvmSharp.Tests;
@@ -37,6 +38,22 @@ public sealed class VirtualMachineTests
         using var machine = Guest.Create(Guest.Idle, interruptController: false);
         machine.Start();
         Assert.Equal(VmExitKind.Halted, (await machine.WaitForExitAsync().WaitAsync(Limit)).Kind);
+    }
+
+    [Fact]
+    public async Task GuestDisablesAddressLine20()
+    {
+        // xor eax, eax; out 0x92, al; mov bl, [0x120000]; mov al, 2; out 0x92, al; mov bh, [0x120000]; hlt
+        using var machine = new VirtualMachine(new VirtualMachineOptions { MemorySize = 2 << 20, InterruptController = false });
+        byte[] code = [0x31, 0xc0, 0xe6, 0x92, 0x8a, 0x1c, 0x25, 0, 0, 0x12, 0, 0xb0, 2, 0xe6, 0x92, 0x8a, 0x3c, 0x25, 0, 0, 0x12, 0, 0xf4];
+        FlatLoader.Load(machine.Memory, machine.Vcpus[0], BootImage.FromBytes(code), Guest.CodeAddress);
+        machine.Memory.Write(0x2_0000, (byte)1);
+        machine.Memory.Write(0x12_0000, (byte)2);
+        machine.Ports.Map(new SystemControlPortA(machine, machine.A20), SystemControlPortA.DefaultPort, 1);
+        machine.Start();
+        Assert.Equal(VmExitKind.Halted, (await machine.WaitForExitAsync().WaitAsync(Limit)).Kind);
+        Assert.Equal(0x201ul, machine.Vcpus[0].GetRegisters().Rbx & 0xffff);
+        Assert.True(machine.A20.IsEnabled);
     }
 
     [Fact]

@@ -68,6 +68,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(Library, EntryPoint = "kvs_get_dirty_log")]
     internal static partial int GetDirtyLog(VmHandle vm, uint slot, ulong* bitmap, ulong words);
 
+    [LibraryImport(Library, EntryPoint = "kvs_vm_set_a20")]
+    internal static partial int VmSetA20(VmHandle vm, uint enabled);
+
     // Interrupts, clock, doorbells
 
     [LibraryImport(Library, EntryPoint = "kvs_irqchip_create")]

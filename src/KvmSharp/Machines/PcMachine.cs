@@ -222,7 +222,7 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
             ports.Map(resetControl, ResetControl.BasePort, ResetControl.PortCount);
         }
         ports.Map(new KeyboardReset(machine), KeyboardReset.BasePort, KeyboardReset.PortCount);
-        ports.Map(new SystemControlPortA(machine), SystemControlPortA.DefaultPort, 1);
+        ports.Map(new SystemControlPortA(machine, machine.A20), SystemControlPortA.DefaultPort, 1);
         if (Options.RealTimeClock)
         {
             var rtc = new CmosRtc(machine.Clock, machine.GetInterruptLine(RtcInterrupt), below4G, above4G);

@@ -125,6 +125,33 @@ public sealed class SmallDeviceTests
     }
 
     [Fact]
+    public void A20IsEnabledWhileOneSourceEnablesIt()
+    {
+        var line = new List<bool>();
+        var gate = new A20Gate(line.Add);
+        Assert.True(gate.IsEnabled);
+        var portA = new SystemControlPortA(_machine, gate);
+        var keyboard = gate.AddSource(enabled: true);
+        Assert.Empty(line);
+        portA.WriteByte(0, 0);
+        Assert.Equal(0, portA.ReadByte(0));
+        Assert.True(gate.IsEnabled);
+        keyboard.Set(false);
+        Assert.False(gate.IsEnabled);
+        keyboard.Set(false);
+        Assert.Equal([false], line);
+        var writer = new StateWriter();
+        portA.SaveState(writer);
+        portA.WriteByte(0, 0xfe);
+        Assert.Equal(2, portA.ReadByte(0));
+        Assert.True(gate.IsEnabled);
+        portA.LoadState(new StateReader(writer.ToArray()));
+        Assert.False(gate.IsEnabled);
+        Assert.Equal(0, portA.ReadByte(0));
+        Assert.Empty(_machine.Requests);
+    }
+
+    [Fact]
     public void PostCodeIsRemembered()
     {
         var post = new PostCode();

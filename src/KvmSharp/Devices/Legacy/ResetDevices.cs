@@ -107,34 +107,3 @@ public sealed class KeyboardReset(IMachineControl machine) : IIoDevice
         }
     }
 }
-
-/// <summary>
-/// System control port A, port 0x92: bit 0 resets the machine. The address line A20 is always enabled here, and bit 1
-/// reads so. Specification: IBM PS/2 Hardware Interface Technical Reference, "System Control Port A".
-/// </summary>
-/// <param name="machine">The machine.</param>
-public sealed class SystemControlPortA(IMachineControl machine) : IIoDevice
-{
-    /// <summary>The port.</summary>
-    public const ulong DefaultPort = 0x92;
-
-    private const byte FastReset = 1 << 0;
-    private const byte A20Enabled = 1 << 1;
-
-    private readonly IMachineControl _machine = machine ?? throw new ArgumentNullException(nameof(machine));
-
-    /// <inheritdoc/>
-    public int MaxAccessSize => 1;
-
-    /// <inheritdoc/>
-    public void Read(ulong offset, Span<byte> data) => data[0] = A20Enabled;
-
-    /// <inheritdoc/>
-    public void Write(ulong offset, ReadOnlySpan<byte> data)
-    {
-        if ((data[0] & FastReset) != 0)
-        {
-            _machine.RequestReset("The guest wrote the reset bit of port 0x92.");
-        }
-    }
-}
