@@ -14,6 +14,7 @@ internal static class HelpText
 
         Options of run:
           --kernel FILE          a Linux bzImage or an ELF64 vmlinux
+          --firmware FILE        firmware to start in instead of a kernel, for example SeaBIOS
           --initrd FILE          its initial RAM disk
           --append TEXT          its command line ('run debian': added to console=ttyS0)
           --memory SIZE          guest memory, for example 512M (the default) or 1G

@@ -27,6 +27,9 @@ internal sealed record RunOptions
 
     public string? Kernel { get; init; }
 
+    /// <summary>The image of firmware that the machine starts in, instead of a kernel.</summary>
+    public string? Firmware { get; init; }
+
     public string? Initrd { get; init; }
 
     public string? Append { get; init; }

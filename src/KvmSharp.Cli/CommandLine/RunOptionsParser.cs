@@ -9,7 +9,7 @@ internal static class RunOptionsParser
     private const string DebianGuest = "debian";
 
     private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
-    private static readonly string[] _notForDebian = ["--kernel", "--initrd"];
+    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware"];
 
     public static RunOptions Parse(IReadOnlyList<string> arguments)
     {
@@ -49,7 +49,8 @@ internal static class RunOptionsParser
         "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud or generic")),
         "--refresh" => options with { Refresh = true },
         "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
-        "--firmware" or "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
+        "--firmware" => options with { Firmware = reader.NonEmptyValue("a file") },
+        "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
         _ when reader.IsOption => throw reader.Unknown(),
         _ => ParseGuest(options, reader.Current),
     };
@@ -148,9 +149,14 @@ internal static class RunOptionsParser
             throw Usage($"{debianOnly} goes with 'run debian' only");
         }
 
-        if (options.Kernel is null && options.Disks.Count != 0)
+        if (options.Firmware is not null && options.Kernel is not null)
         {
-            throw Usage("--disk needs --kernel or 'debian': this version has no firmware to boot from a disk");
+            throw Usage("--firmware and --kernel exclude each other");
+        }
+
+        if (options.Kernel is null && options.Firmware is null && options.Disks.Count != 0)
+        {
+            throw Usage("--disk needs --firmware, --kernel or 'debian'");
         }
 
         if (options.Kernel is null && (options.Initrd is not null || options.Append is not null))

@@ -131,6 +131,11 @@ internal sealed class RunCommand : IDisposable
             };
         }
 
+        if (_options.Firmware is { } firmware)
+        {
+            return options with { Firmware = BootImage.FromFile(firmware) };
+        }
+
         return options with
         {
             Kernel = _options.Kernel is { } kernel ? BootImage.FromFile(kernel) : DemoGuest.Load(),

@@ -10,13 +10,14 @@ namespace KvmSharp;
 /// A PC-compatible machine: one power cycle of it. <see cref="RunAsync"/> runs one from power-on to power-off with the
 /// resets in between.
 /// </summary>
-public sealed class PcMachine : IDisposable, IAsyncDisposable
+public sealed partial class PcMachine : IDisposable, IAsyncDisposable
 {
     /// <summary>Where RAM below 4 GiB ends at most; the rest lies from 4 GiB on.</summary>
     public const ulong HoleStart = 3UL << 30;
 
     private const ulong HoleEnd = 4UL << 30;
     private const ulong OptionRomStart = 0xc_0000;
+    private const ulong FirmwareEnd = 0x10_0000;
     private const int RtcInterrupt = 8;
     private const uint VirtioMmioStart = 0xfeb0_0000;
     private const uint VirtioMmioStep = 0x1000; // a page each, so that a guest can map them one by one
@@ -54,13 +55,17 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         });
         try
         {
-            var below4G = Math.Min(options.MemorySize, HoleStart);
+            var below4G = LowMemoryEnd(options);
             MapMemory(below4G, options.MemorySize - below4G);
+            if (options.Firmware is { } firmware)
+            {
+                MapFirmware(firmware);
+            }
             MapSerialPorts();
             MapDevices(below4G, options.MemorySize - below4G);
             AddVirtioDevices();
             AddPciDevices();
-            var rsdp = InstallFirmwareData();
+            var rsdp = Options.Firmware is null ? InstallFirmwareData() : null;
             if (options.Kernel is { } kernel)
             {
                 KernelLoader.Load(VirtualMachine.Memory, VirtualMachine.Vcpus[0], kernel, new LinuxBootOptions
@@ -146,6 +151,7 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
     // Backends may outlive the machine, and must not keep it.
     private void Disconnect()
     {
+        _shadowMemory?.Dispose();
         foreach (var port in _serialPorts)
         {
             port?.Disconnect();
@@ -186,7 +192,9 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         var memory = VirtualMachine.Memory;
         using var ram = new GuestRam(below4G + above4G);
         memory.Map(ram, 0, 0, MemoryMap.VideoStart);
-        memory.Map(ram, OptionRomStart, OptionRomStart, below4G - OptionRomStart);
+        // Firmware's chipset has its own memory between option ROMs and 1 MiB.
+        var next = Options.Firmware is null ? OptionRomStart : FirmwareEnd;
+        memory.Map(ram, next, next, below4G - next);
         if (above4G != 0)
         {
             memory.Map(ram, below4G, HoleEnd, above4G);
@@ -231,7 +239,14 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         if (Options.Acpi)
         {
             PowerManagement = new AcpiPm(machine.Clock, machine.GetInterruptLine(AcpiTables.SciInterrupt), machine);
-            ports.Map(PowerManagement, AcpiTables.DefaultPmBase, AcpiPm.PortCount);
+            if (Options.Firmware is null)
+            {
+                ports.Map(PowerManagement, AcpiTables.DefaultPmBase, AcpiPm.PortCount);
+            }
+        }
+        if (Options.Firmware is not null)
+        {
+            AddChipset();
         }
         if (Options.DebugConsole is { } console)
         {
@@ -269,7 +284,10 @@ public sealed class PcMachine : IDisposable, IAsyncDisposable
         {
             Pci!.Add(create());
         }
-        Pci?.AssignResources();
+        if (Options.Firmware is null)
+        {
+            Pci?.AssignResources();
+        }
     }
 
     // What firmware leaves in memory. Returns where the RSDP is.

@@ -35,6 +35,12 @@ public sealed record PcMachineOptions
     /// </summary>
     public BootImage? Kernel { get; init; }
 
+    /// <summary>
+    /// Firmware for the processor to start in, for example SeaBIOS: a multiple of 4 KiB up to 16 MiB that ends at 4 GiB, its
+    /// last 128 KiB also at 1 MiB. It brings a PCI bus along and sets the machine up itself.
+    /// </summary>
+    public BootImage? Firmware { get; init; }
+
     /// <summary>The initial RAM disk of the kernel.</summary>
     public BootImage? Initrd { get; init; }
 
@@ -68,7 +74,7 @@ public sealed record PcMachineOptions
     /// <summary>The virtio devices, in the order of their places.</summary>
     public IReadOnlyList<VirtioDeviceOptions> VirtioDevices { get; init; } = [];
 
-    internal bool HasPci => Pci || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
+    internal bool HasPci => Pci || Firmware is not null || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
 
     /// <summary>Whether <see cref="PcMachine.RunAsync"/> ends at a reset instead of starting the machine anew.</summary>
     public bool NoReboot { get; init; }
@@ -100,6 +106,10 @@ public sealed record PcMachineOptions
         if (VirtioDevices.Count(d => d.Transport == VirtioTransport.Mmio) > MaxVirtioMmioDevices)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"A PC has at most {MaxVirtioMmioDevices} virtio devices without a bus.");
+        }
+        if (Firmware is not null && Kernel is not null)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A machine starts either in firmware or in a kernel.");
         }
         if (Initrd is not null && Kernel is null)
         {

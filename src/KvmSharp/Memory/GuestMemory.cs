@@ -59,7 +59,22 @@ public sealed unsafe class GuestMemory
     /// <param name="size">The size in bytes, a positive multiple of 4096.</param>
     /// <param name="flags">How the slot behaves.</param>
     /// <exception cref="KvmSharpException">The range is invalid or overlaps a slot.</exception>
-    public MemorySlot Map(GuestRam ram, ulong ramOffset, GuestAddress address, ulong size, MemorySlotFlags flags = MemorySlotFlags.None)
+    public MemorySlot Map(GuestRam ram, ulong ramOffset, GuestAddress address, ulong size, MemorySlotFlags flags = MemorySlotFlags.None) =>
+        Map(ram, ramOffset, address, size, flags, false);
+
+    /// <summary>Maps memory of a device, which the guest places and which the device saves; null when the range is taken or out of reach.</summary>
+    internal MemorySlot? TryMapOfDevice(GuestRam ram, ulong ramOffset, GuestAddress address, ulong size, MemorySlotFlags flags = MemorySlotFlags.None)
+    {
+        lock (_lock)
+        {
+            var reachable = address.Value < MaxSize && size <= MaxSize - address.Value;
+            return reachable && !Array.Exists(_slots, s => s.Address.Value < address.Value + size && address.Value < s.Address.Value + s.Size)
+                ? Map(ram, ramOffset, address, size, flags, true)
+                : null;
+        }
+    }
+
+    private MemorySlot Map(GuestRam ram, ulong ramOffset, GuestAddress address, ulong size, MemorySlotFlags flags, bool ofDevice)
     {
         ArgumentNullException.ThrowIfNull(ram);
         if (size == 0 || (size | address.Value | ramOffset) % PageSize != 0)
@@ -80,7 +95,7 @@ public sealed unsafe class GuestMemory
             {
                 throw new KvmSharpException(KvmSharpErrorCode.Overlap, $"The slot {address} + 0x{size:x} overlaps another one.");
             }
-            var slot = new MemorySlot(FreeId(), address, size, ram, ramOffset, flags);
+            var slot = new MemorySlot(FreeId(), address, size, ram, ramOffset, flags, ofDevice);
             ram.MarkMapped();
             var result = SetSlot(slot, size);
             if (result < 0)

@@ -67,6 +67,31 @@ public sealed unsafe class GuestRam : IDisposable
         }
     }
 
+    /// <summary>
+    /// Reads what the guest sees there. The owner calls this and <see cref="WriteUnseen"/> while it holds the memory.
+    /// </summary>
+    internal void ReadRaw(ulong offset, Span<byte> data)
+    {
+        CheckRange(offset, data.Length);
+        new ReadOnlySpan<byte>(Address + offset, data.Length).CopyTo(data);
+    }
+
+    /// <summary>Writes past the dirty log and the decoded code: for a part from which no guest executes at the moment.</summary>
+    internal void WriteUnseen(ulong offset, ReadOnlySpan<byte> data)
+    {
+        CheckRange(offset, data.Length);
+        data.CopyTo(new Span<byte>(Address + offset, data.Length));
+    }
+
+    private void CheckRange(ulong offset, int length)
+    {
+        ObjectDisposedException.ThrowIf(Handle.IsClosed, this);
+        if (offset > Size || (ulong)length > Size - offset)
+        {
+            throw new ArgumentOutOfRangeException(nameof(offset));
+        }
+    }
+
     /// <summary>Gives up this owner's reference; slots keep theirs.</summary>
     public void Dispose() => Handle.Dispose();
 

@@ -17,8 +17,9 @@ public enum MemorySlotFlags
 /// <summary>A range of guest-physical addresses that host memory backs.</summary>
 public sealed class MemorySlot
 {
-    internal unsafe MemorySlot(uint id, GuestAddress address, ulong size, GuestRam ram, ulong ramOffset, MemorySlotFlags flags)
+    internal unsafe MemorySlot(uint id, GuestAddress address, ulong size, GuestRam ram, ulong ramOffset, MemorySlotFlags flags, bool ofDevice)
     {
+        OfDevice = ofDevice;
         Id = id;
         Address = address;
         Size = size;
@@ -39,6 +40,9 @@ public sealed class MemorySlot
 
     /// <summary>How the slot behaves.</summary>
     public MemorySlotFlags Flags { get; }
+
+    // A guest can move it through registers of a device, which saves the content too.
+    internal bool OfDevice { get; }
 
     // The slot's own reference, so that the owner may let go of the memory.
     internal RamHandle Ram { get; }

@@ -15,7 +15,7 @@ internal static class MemoryImage
     internal static byte[] DescribeLayout(GuestMemory memory)
     {
         var writer = new StateWriter();
-        foreach (var slot in memory.Slots)
+        foreach (var slot in memory.Slots.Where(s => !s.OfDevice))
         {
             writer.WriteUInt64(slot.Address.Value);
             writer.WriteUInt64(slot.Size);
@@ -28,7 +28,7 @@ internal static class MemoryImage
     internal static unsafe void Save(GuestMemory memory, Action<string, ReadOnlyMemory<byte>> add)
     {
         var buffer = new byte[BitmapSize + (int)PieceSize];
-        foreach (var slot in memory.Slots.Where(s => !IsRom(s)))
+        foreach (var slot in memory.Slots.Where(s => !s.OfDevice && !IsRom(s)))
         {
             for (ulong start = 0; start < slot.Size; start += PieceSize)
             {
@@ -80,7 +80,7 @@ internal static class MemoryImage
         var zero = new byte[PageSize];
         var emptyBitmap = new byte[BitmapSize];
         var pieces = state.Sections.Where(s => s.Name.StartsWith(Prefix, StringComparison.Ordinal)).ToDictionary(s => s.Name, s => s.Data);
-        foreach (var slot in memory.Slots.Where(s => !IsRom(s)))
+        foreach (var slot in memory.Slots.Where(s => !s.OfDevice && !IsRom(s)))
         {
             for (ulong start = 0; start < slot.Size; start += PieceSize)
             {

@@ -59,7 +59,8 @@ public sealed class PciHost : IIoDevice, IDeviceState
         _otherPorts = otherPorts;
         _ecam = new Ecam(this);
         machine.Ports.Map(this, BasePort, PortCount);
-        Add(new PciHostBridge(), new PciAddress(0));
+        Bridge = new PciHostBridge();
+        Add(Bridge, new PciAddress(0));
     }
 
     /// <summary>The functions by address.</summary>
@@ -81,6 +82,8 @@ public sealed class PciHost : IIoDevice, IDeviceState
     public string StateName => "pci-host";
 
     internal VirtualMachine Machine { get; }
+
+    internal PciHostBridge Bridge { get; }
 
     internal GuestMemory Memory => Machine.Memory;
 

@@ -14,8 +14,25 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
     private const ulong EcamWritable = 0xf_f000_0007; // 36 address bits, length, enable; bits 26 and 27 depend on the length
 
     private ulong _programmed;
+    private ShadowMemory? _shadow;
 
     public override string StateName => "host-bridge";
+
+    /// <summary>Where ECAM answers.</summary>
+    public ulong? EcamAddress { get; private set; }
+
+    /// <summary>Adds the attribute registers of memory below 1 MiB, and switches ECAM off as after a reset, for firmware to set up.</summary>
+    public void AddShadowMemory(ShadowMemory shadow)
+    {
+        _shadow = shadow;
+        for (var i = 0; i < ShadowMemoryRegisters.RegisterCount; i++)
+        {
+            var writable = i == 0 ? ShadowMemoryRegisters.FirstRegisterWritable : ShadowMemoryRegisters.RegisterWritable;
+            Config.DefineByte(ShadowMemoryRegisters.FirstRegister + i, 0, writable);
+        }
+        Config.SetUInt32(EcamRegister, (uint)PciHost.DefaultEcamAddress);
+        Update();
+    }
 
     protected override void OnAttached(VirtualMachine machine)
     {
@@ -30,9 +47,22 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
         {
             Update();
         }
+        if (offset < ShadowMemoryRegisters.FirstRegister + ShadowMemoryRegisters.RegisterCount
+            && ShadowMemoryRegisters.FirstRegister < offset + length)
+        {
+            UpdateShadow();
+        }
     }
 
+    // The shadow memory loads what its registers say itself.
     protected override void LoadDeviceState(StateReader reader) => Update();
+
+    private void UpdateShadow()
+    {
+        Span<byte> registers = stackalloc byte[ShadowMemoryRegisters.RegisterCount];
+        Config.Read(ShadowMemoryRegisters.FirstRegister, registers);
+        _shadow?.SetAttributes(registers);
+    }
 
     private void Update()
     {
@@ -50,6 +80,7 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
             _ => 0UL, // reserved
         };
         var enabled = (register & EcamEnable) != 0 && size != 0;
-        Host!.MoveEcam(enabled ? register & ~0x3ff_ffffUL & ~(size - 1) : null, size);
+        EcamAddress = enabled ? register & ~0x3ff_ffffUL & ~(size - 1) : null;
+        Host!.MoveEcam(EcamAddress, size);
     }
 }

@@ -1,0 +1,176 @@
+using System.Buffers.Binary;
+
+namespace KvmSharp.Devices.Pci;
+
+/// <summary>
+/// Function 00:1f.0: the bridge to the old devices of a PC. It places the power management registers and keeps what firmware
+/// programs about interrupt routing. Specification: Intel I/O Controller Hub 9 (ICH9) Family, "LPC Interface Bridge Registers
+/// (D31:F0)".
+/// </summary>
+internal sealed partial class LpcBridge : PciDevice
+{
+    // Wiring
+    private readonly Lock _lock = new();
+    private readonly AcpiPm? _powerManagement;
+    private readonly PmBlock _block;
+    private VirtualMachine? _machine;
+    private IDisposable? _registration;
+
+    // State, beside the configuration space
+    private readonly byte[] _generalEventEnables = new byte[8];
+    private readonly byte[] _apm = new byte[ApmPortCount];
+    private uint _smiEnable;
+
+    /// <summary>Creates the bridge.</summary>
+    /// <param name="powerManagement">The power management hardware, which the bridge places; null without.</param>
+    public LpcBridge(AcpiPm? powerManagement)
+        : base(new PciIdentity(0x8086, 0x2918, 0x06_01_00, 2, 0x1af4, 0x1100))
+    {
+        _powerManagement = powerManagement;
+        _block = new PmBlock(this);
+        Config.DefineUInt16(PciRegisters.Command, 7); // decoding and bus mastering are always on
+        Config.DefineUInt32(PmBase, PmBaseIo, PmBaseMask);
+        Config.DefineByte(AcpiControl, 0, AcpiEnable | SciSelect);
+        for (var i = 0; i < RouteCount; i++)
+        {
+            Config.DefineByte(FirstRoute + i, RouteDisabled, RouteWritable);
+            Config.DefineByte(SecondRoute + i, RouteDisabled, RouteWritable);
+        }
+        Config.DefineUInt32(RootComplexBase, 0, 0xffff_c001);
+        // Without system management mode the enable reads as set, which tells firmware that there is nothing to set up.
+        _smiEnable = ApmEnable;
+    }
+
+    /// <inheritdoc/>
+    public override string StateName => "lpc-bridge";
+
+    /// <summary>Where the power management registers answer; null while they do not.</summary>
+    public ushort? PowerManagementAddress { get; private set; }
+
+    /// <inheritdoc/>
+    protected override void OnAttached(VirtualMachine machine)
+    {
+        _machine = machine;
+        machine.Ports.Map(new ApmPorts(this), ApmPort, ApmPortCount);
+    }
+
+    /// <inheritdoc/>
+    protected override void OnConfigWritten(int offset, int length)
+    {
+        if (offset < AcpiControl + 1 && PmBase < offset + length)
+        {
+            Place();
+        }
+    }
+
+    /// <inheritdoc/>
+    protected override void SaveDeviceState(StateWriter writer)
+    {
+        lock (_lock)
+        {
+            writer.WriteBytes(_generalEventEnables);
+            writer.WriteBytes(_apm);
+            writer.WriteUInt32(_smiEnable);
+        }
+        _powerManagement?.SaveState(writer);
+    }
+
+    /// <inheritdoc/>
+    protected override void LoadDeviceState(StateReader reader)
+    {
+        lock (_lock)
+        {
+            reader.ReadBytes(_generalEventEnables.Length).CopyTo(_generalEventEnables);
+            reader.ReadBytes(_apm.Length).CopyTo(_apm);
+            _smiEnable = reader.ReadUInt32() | ApmEnable;
+        }
+        _powerManagement?.LoadState(reader);
+        Place();
+    }
+
+    private void Place()
+    {
+        var wanted = (Config.GetByte(AcpiControl) & AcpiEnable) != 0 ? (ushort)(Config.GetUInt32(PmBase) & PmBaseMask) : (ushort)0;
+        if (wanted == (PowerManagementAddress ?? 0))
+        {
+            return;
+        }
+        _registration?.Dispose();
+        _registration = wanted != 0 ? _machine!.Ports.TryMap(_block, wanted, PmPortCount) : null;
+        PowerManagementAddress = _registration is null ? null : wanted;
+    }
+
+    private void ReadBlock(int offset, Span<byte> data)
+    {
+        if (offset < AcpiPm.PortCount)
+        {
+            _powerManagement?.Read((ulong)offset, data);
+            return;
+        }
+        Span<byte> block = stackalloc byte[PmPortCount];
+        block.Clear();
+        lock (_lock)
+        {
+            _generalEventEnables.CopyTo(block[GeneralEventEnables..]);
+            BinaryPrimitives.WriteUInt32LittleEndian(block[SmiEnable..], _smiEnable);
+        }
+        block.Slice(offset, data.Length).CopyTo(data);
+    }
+
+    private void WriteBlock(int offset, ReadOnlySpan<byte> data)
+    {
+        if (offset < AcpiPm.PortCount)
+        {
+            _powerManagement?.Write((ulong)offset, data);
+            return;
+        }
+        lock (_lock)
+        {
+            for (var i = 0; i < data.Length; i++)
+            {
+                var at = offset + i;
+                if (at is >= GeneralEventEnables and < GeneralEventEnables + 8)
+                {
+                    _generalEventEnables[at - GeneralEventEnables] = data[i];
+                }
+                else if (at is >= SmiEnable and < SmiEnable + 4)
+                {
+                    var shift = 8 * (at - SmiEnable);
+                    _smiEnable = (_smiEnable & ~(0xffu << shift)) | (uint)data[i] << shift | ApmEnable;
+                }
+            }
+        }
+    }
+
+    // No general-purpose event ever happens here, so their status reads 0.
+    private sealed class PmBlock(LpcBridge bridge) : IIoDevice
+    {
+        public int MaxAccessSize => 4;
+
+        public void Read(ulong offset, Span<byte> data) => bridge.ReadBlock((int)offset, data);
+
+        public void Write(ulong offset, ReadOnlySpan<byte> data) => bridge.WriteBlock((int)offset, data);
+    }
+
+    // Two latches: a command and a status that firmware and operating system pass each other.
+    private sealed class ApmPorts(LpcBridge bridge) : IIoDevice
+    {
+        public int MaxAccessSize => 1;
+
+        public void Read(ulong offset, Span<byte> data)
+        {
+            lock (bridge._lock)
+            {
+                data[0] = bridge._apm[offset];
+            }
+        }
+
+        public void Write(ulong offset, ReadOnlySpan<byte> data)
+        {
+            lock (bridge._lock)
+            {
+                bridge._apm[offset] = data[0];
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+using KvmSharp.Boot;
+using KvmSharp.Devices;
+using KvmSharp.Devices.Pci;
+
+namespace KvmSharp;
+
+/// <content>A machine that starts in firmware.</content>
+public sealed partial class PcMachine
+{
+    private const ulong MaxFirmwareSize = 16UL << 20;
+    private static readonly PciAddress LpcAddress = new(31);
+
+    // Where firmware for this chipset puts ECAM and the ranges of PCI functions behind it: RAM must end below.
+    private const ulong FirmwareHoleStart = 0xb000_0000;
+    private const ulong FirmwareHoleStartOfLargeMemory = 2UL << 30;
+
+    private ShadowMemory? _shadowMemory;
+    private LpcBridge? _lpcBridge;
+
+    private static ulong LowMemoryEnd(PcMachineOptions options)
+    {
+        if (options.Firmware is null)
+        {
+            return Math.Min(options.MemorySize, HoleStart);
+        }
+        return options.MemorySize <= FirmwareHoleStart ? options.MemorySize : FirmwareHoleStartOfLargeMemory;
+    }
+
+    // The processor starts 16 bytes below 4 GiB: SDM 3A "First Instruction Executed".
+    private void MapFirmware(BootImage firmware)
+    {
+        var image = firmware.Bytes.Span;
+        if (image.Length % GuestMemory.PageSize != 0 || (ulong)image.Length > MaxFirmwareSize)
+        {
+            throw new BootImageException(BootImageProblem.Malformed,
+                $"'{firmware.Name}' is no firmware image: its length, {image.Length} bytes, is not a multiple of 4 KiB up to 16 MiB.");
+        }
+        VirtualMachine.Memory.AddRom(HoleEnd - (ulong)image.Length, image);
+        _shadowMemory = new ShadowMemory(VirtualMachine.Memory, image);
+        VirtualMachine.Mmio.Map(_shadowMemory, ShadowMemoryRegisters.Address, ShadowMemoryRegisters.Length);
+    }
+
+    private void AddChipset()
+    {
+        Pci!.Bridge.AddShadowMemory(_shadowMemory!);
+        _lpcBridge = new LpcBridge(PowerManagement);
+        Pci.Add(_lpcBridge, LpcAddress);
+    }
+}

@@ -1,0 +1,31 @@
+using KvmSharp.Boot;
+using KvmSharp.Devices;
+using KvmSharp.GuestTests.Support;
+
+namespace KvmSharp.GuestTests;
+
+/// <summary>Real firmware on the machine.</summary>
+public sealed class FirmwareTests
+{
+    private static readonly TimeSpan _limit = TimeSpan.FromSeconds(60);
+
+    [Theory]
+    [InlineData(128)]
+    [InlineData(4096)]
+    public async Task SeaBiosSetsTheMachineUp(int megabytes)
+    {
+        var console = new MemoryCharacterBackend();
+        await using var machine = new PcMachine(new PcMachineOptions
+        {
+            Firmware = BootImage.FromFile(await DebianFiles.SeaBiosAsync()),
+            MemorySize = (ulong)megabytes << 20,
+            DebugConsole = console,
+        });
+        machine.Start();
+        Assert.True(console.WaitForOutput("Booting from", _limit) >= 0, console.GetOutputText());
+        string text = console.GetOutputText();
+        Assert.Contains("SeaBIOS (version", text, StringComparison.Ordinal);
+        Assert.Contains("q35", text, StringComparison.Ordinal);
+        Assert.Contains("PCIe: using q35 mmconfig at 0xb0000000", text, StringComparison.Ordinal);
+    }
+}
