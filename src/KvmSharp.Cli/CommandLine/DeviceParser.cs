@@ -22,6 +22,8 @@ internal sealed record DiskArgument(string Path)
 internal static class DeviceParser
 {
     public const string DebugExit = "isa-debug-exit";
+    public const string TestDevice = "pc-testdev";
+    public const string FwCfg = "fw_cfg";
     public const string Random = "virtio-rng";
     public const string Console = "virtio-console";
     public const string Balloon = "virtio-balloon";
@@ -31,6 +33,8 @@ internal static class DeviceParser
     private static readonly Dictionary<string, string[]> _devices = new()
     {
         [DebugExit] = ["iobase"],
+        [TestDevice] = [],
+        [FwCfg] = ["name", "file"],
         [Random] = ["transport", "seed"],
         [Console] = ["transport", "file"],
         [Balloon] = ["transport", "target"],
@@ -48,7 +52,7 @@ internal static class DeviceParser
         Dictionary<string, string> properties = Split($"--device {name}", parts.Skip(1), []);
         if (properties.Keys.FirstOrDefault(key => !keys.Contains(key)) is { } unknown)
         {
-            throw Usage($"--device {name}: unknown property '{unknown}' (there is {string.Join(", ", keys)})");
+            throw Usage($"--device {name}: unknown property '{unknown}' ({(keys.Length == 0 ? "it has none" : "there is " + string.Join(", ", keys))})");
         }
 
         if (properties.TryGetValue("transport", out string? transport))
@@ -66,17 +70,28 @@ internal static class DeviceParser
             MemorySize.Parse($"--device {name}", target);
         }
 
-        if (name != DebugExit)
+        return name switch
         {
-            return options with { Devices = [.. options.Devices, new DeviceArgument(name, properties)] };
+            DebugExit when options.DebugExitPort is not null => throw Usage($"--device {name} is given twice"),
+            DebugExit => options with { DebugExitPort = properties.TryGetValue("iobase", out string? port) ? ParsePort(port) : DefaultDebugExitPort },
+            TestDevice when options.TestDevice => throw Usage($"--device {name} is given twice"),
+            TestDevice => options with { TestDevice = true },
+            FwCfg => ParseFwCfg(options, properties),
+            _ => options with { Devices = [.. options.Devices, new DeviceArgument(name, properties)] },
+        };
+    }
+
+    // Each may bring a file.
+    private static RunOptions ParseFwCfg(RunOptions options, Dictionary<string, string> properties)
+    {
+        if (properties.Count == 0)
+        {
+            return options with { FwCfg = true };
         }
 
-        if (options.DebugExitPort is not null)
-        {
-            throw Usage($"--device {DebugExit} is given twice");
-        }
-
-        return options with { DebugExitPort = properties.TryGetValue("iobase", out string? port) ? ParsePort(port) : DefaultDebugExitPort };
+        return properties.TryGetValue("name", out string? name) && properties.TryGetValue("file", out string? path)
+            ? options with { FwCfg = true, FwCfgFiles = [.. options.FwCfgFiles, (name, path)] }
+            : throw Usage($"--device {FwCfg}: a file needs both name= and file=");
     }
 
     public static DiskArgument ParseDisk(string text)

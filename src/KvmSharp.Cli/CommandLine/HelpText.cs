@@ -13,12 +13,13 @@ internal static class HelpText
         kvmsharp --version, --help
 
         Options of run:
-          --kernel FILE          a Linux bzImage or an ELF64 vmlinux
+          --kernel FILE          a Linux bzImage, an ELF64 vmlinux or a Multiboot 1 kernel
           --firmware FILE        firmware to start in instead of a kernel, for example SeaBIOS
-          --initrd FILE          its initial RAM disk
+          --initrd FILE          its initial RAM disk or module
           --append TEXT          its command line ('run debian': added to console=ttyS0)
           --memory SIZE          guest memory, for example 512M (the default) or 1G
-          --cpu MODEL,+f,-f      x86-64-v1, -v2 (the default), -v3, qemu64 or max, and changed features
+          --cpu MODEL,+f,-f      x86-64-v1, -v2 (the default), -v3, qemu64 or max, and changed features;
+                                 vendor=GenuineIntel or vendor=AuthenticAMD
           --cpus N               processors; default 1
           --serial stdio|file=F|off     where COM1 leads (default: stdio)
           --debugcon FILE        where ports 0xe9 and 0x402 lead
@@ -27,6 +28,8 @@ internal static class HelpText
           --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file;
                                  virtio-balloon,target=SIZE: memory that the guest is to give up
                                  disks and virtio devices take transport=pci (the default) or mmio
+          --device fw_cfg[,name=opt/N,file=F]       configuration data for the guest, and how many processors
+          --device pc-testdev    what self-checking boot images expect: latch, page flush, interrupt lines
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
           --engine auto|interpreter
           --no-reboot            a reset by the guest ends the run

@@ -49,6 +49,14 @@ internal sealed record RunOptions
 
     public ushort? DebugExitPort { get; init; }
 
+    public bool TestDevice { get; init; }
+
+    /// <summary>Whether the firmware configuration device is asked for; otherwise the machine decides.</summary>
+    public bool FwCfg { get; init; }
+
+    /// <summary>The files in it: their names there, and here.</summary>
+    public IReadOnlyList<(string Name, string Path)> FwCfgFiles { get; init; } = [];
+
     public IReadOnlyList<DiskArgument> Disks { get; init; } = [];
 
     /// <summary>The virtio devices but disks, in the order of the command line.</summary>

@@ -103,6 +103,9 @@ internal sealed class RunCommand : IDisposable
             Clock = _options.VirtualClock ? ClockMode.Virtual : ClockMode.Real,
             CommandLine = _options.Append ?? "",
             NoReboot = _options.NoReboot,
+            TestDevice = _options.TestDevice,
+            FwCfg = _options.FwCfg ? true : null,
+            FwCfgFiles = [.. _options.FwCfgFiles.Select(file => new FwCfgFile(file.Name, ReadFwCfgFile(file.Path)))],
         };
 
         ICharacterBackend? serial = OpenSerial();
@@ -141,6 +144,18 @@ internal sealed class RunCommand : IDisposable
             Kernel = _options.Kernel is { } kernel ? BootImage.FromFile(kernel) : DemoGuest.Load(),
             Initrd = _options.Initrd is { } initrd ? BootImage.FromFile(initrd) : null,
         };
+    }
+
+    private static byte[] ReadFwCfgFile(string path)
+    {
+        try
+        {
+            return File.ReadAllBytes(path);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or NotSupportedException)
+        {
+            throw new CliException($"--device {DeviceParser.FwCfg}: cannot read '{path}': {exception.Message}", exception);
+        }
     }
 
     private static CpuModel ParseCpu(string? text)

@@ -3,7 +3,10 @@ namespace KvmSharp.Boot;
 /// <summary>Loads a kernel of any supported format.</summary>
 public static class KernelLoader
 {
-    /// <summary>Finds out the format of a kernel and loads it: a bzImage or an ELF64 vmlinux.</summary>
+    /// <summary>
+    /// Finds out the format of a kernel and loads it: an image with a Multiboot 1 header, a bzImage, or an ELF64 vmlinux. A
+    /// Multiboot kernel gets the initial RAM disk as its module.
+    /// </summary>
     /// <param name="memory">The guest's memory.</param>
     /// <param name="vcpu">The processor that starts the kernel; it must not be running.</param>
     /// <param name="kernel">The kernel.</param>
@@ -12,7 +15,17 @@ public static class KernelLoader
     public static void Load(GuestMemory memory, Vcpu vcpu, BootImage kernel, LinuxBootOptions options)
     {
         ArgumentNullException.ThrowIfNull(kernel);
-        if (ElfLoader.IsElf(kernel.Bytes.Span))
+        ArgumentNullException.ThrowIfNull(options);
+        if (MultibootLoader.IsMultiboot(kernel.Bytes.Span))
+        {
+            MultibootLoader.Load(memory, vcpu, kernel, new MultibootOptions
+            {
+                CommandLine = options.CommandLine,
+                Module = options.Initrd,
+                MemoryMap = options.MemoryMap,
+            });
+        }
+        else if (ElfLoader.IsElf(kernel.Bytes.Span))
         {
             ElfLoader.Load(memory, vcpu, kernel, options);
         }
@@ -24,7 +37,7 @@ public static class KernelLoader
         {
             throw kernel.Bytes.IsEmpty
                 ? new BootImageException(BootImageProblem.Empty, $"'{kernel.Name}' is empty.")
-                : new BootImageException(BootImageProblem.UnknownFormat, $"'{kernel.Name}' is neither a Linux bzImage nor an ELF kernel.");
+                : new BootImageException(BootImageProblem.UnknownFormat, $"'{kernel.Name}' is neither a Linux bzImage nor an ELF or Multiboot kernel.");
         }
     }
 }

@@ -63,6 +63,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             }
             MapSerialPorts();
             MapDevices(below4G, options.MemorySize - below4G);
+            MapTestDevices();
             AddVirtioDevices();
             AddPciDevices();
             var rsdp = Options.Firmware is null ? InstallFirmwareData() : null;
@@ -94,6 +95,9 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
 
     /// <summary>The power management hardware, or <see langword="null"/> without ACPI.</summary>
     public AcpiPm? PowerManagement { get; private set; }
+
+    /// <summary>The firmware configuration device, or <see langword="null"/> without one. Items are added before the start.</summary>
+    public FwCfg? FwCfg { get; private set; }
 
     /// <summary>The PCI bus, or <see langword="null"/> without one.</summary>
     public PciHost? Pci { get; private set; }
@@ -257,6 +261,23 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         if (Options.IsaDebugExit)
         {
             ports.Map(new IsaDebugExit(machine), IsaDebugExit.DefaultPort, IsaDebugExit.PortCount);
+        }
+    }
+
+    private void MapTestDevices()
+    {
+        if (Options.TestDevice)
+        {
+            PcTestDevice.Map(VirtualMachine);
+        }
+        if (Options.HasFwCfg)
+        {
+            FwCfg = new FwCfg(VirtualMachine.Memory, Options.MemorySize, Options.VcpuCount);
+            foreach (var file in Options.FwCfgFiles)
+            {
+                FwCfg.AddFile(file.Name, file.Content);
+            }
+            VirtualMachine.Ports.Map(FwCfg, FwCfg.BasePort, FwCfg.PortCount);
         }
     }
 

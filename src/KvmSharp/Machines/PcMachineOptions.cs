@@ -30,7 +30,7 @@ public sealed record PcMachineOptions
     public DateTimeOffset? StartTime { get; init; }
 
     /// <summary>
-    /// The kernel: a bzImage with a 64-bit entry point, or an ELF64 vmlinux. Without one the machine has no program yet;
+    /// The kernel: a bzImage with a 64-bit entry point, an ELF64 vmlinux, or a Multiboot 1 kernel. Without one the machine has no program yet;
     /// load one into <see cref="PcMachine.VirtualMachine"/> before the start.
     /// </summary>
     public BootImage? Kernel { get; init; }
@@ -41,10 +41,10 @@ public sealed record PcMachineOptions
     /// </summary>
     public BootImage? Firmware { get; init; }
 
-    /// <summary>The initial RAM disk of the kernel.</summary>
+    /// <summary>The initial RAM disk of the kernel; a Multiboot kernel gets it as its module.</summary>
     public BootImage? Initrd { get; init; }
 
-    /// <summary>The kernel's command line.</summary>
+    /// <summary>The kernel's command line; a Multiboot kernel gets its file name before it.</summary>
     public string CommandLine { get; init; } = "";
 
     /// <summary>Serial ports COM1 to COM4, in this order; a <see langword="null"/> leaves one out.</summary>
@@ -55,6 +55,20 @@ public sealed record PcMachineOptions
 
     /// <summary>Whether port 0xF4 ends the machine with the status (value &lt;&lt; 1) | 1.</summary>
     public bool IsaDebugExit { get; init; }
+
+    /// <summary>Whether the machine has the test device of self-checking boot images; see <see cref="PcTestDevice"/>.</summary>
+    public bool TestDevice { get; init; }
+
+    /// <summary>
+    /// Whether the machine has the firmware configuration device; see <see cref="Devices.FwCfg"/>. Unset, it is there when
+    /// there are <see cref="FwCfgFiles"/> or the kernel is a Multiboot one, which has no other way to learn the number of processors.
+    /// </summary>
+    public bool? FwCfg { get; init; }
+
+    /// <summary>Files in the firmware configuration device.</summary>
+    public IReadOnlyList<FwCfgFile> FwCfgFiles { get; init; } = [];
+
+    internal bool HasFwCfg => FwCfg ?? (FwCfgFiles.Count != 0 || (Kernel is { } kernel && MultibootLoader.IsMultiboot(kernel.Bytes.Span)));
 
     /// <summary>Whether the machine has a CMOS real-time clock.</summary>
     public bool RealTimeClock { get; init; } = true;
@@ -110,6 +124,11 @@ public sealed record PcMachineOptions
         if (Firmware is not null && Kernel is not null)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A machine starts either in firmware or in a kernel.");
+        }
+        ArgumentNullException.ThrowIfNull(FwCfgFiles);
+        if (FwCfg == false && FwCfgFiles.Count != 0)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "There are files for the firmware configuration device, but it is not there.");
         }
         if (Initrd is not null && Kernel is null)
         {

@@ -26,6 +26,7 @@ public sealed class CpuModel
 
     private const string Qemu64Features = V1Features + ",cx16,lahf-lm,sse3";
 
+    private const string VendorKey = "vendor=";
     private const uint AvxState = 1 << 2;
     private const uint AvxStateOffset = 576;
 
@@ -39,6 +40,7 @@ public sealed class CpuModel
     ];
 
     private readonly HashSet<CpuFeature> _features;
+    private readonly CpuVendor? _vendor; // the core's own if it is not chosen
     private readonly CpuFeature[] _required; // asked for by name: missing ones are errors, not silently left out
 
     private CpuModel(string name, string features)
@@ -49,8 +51,9 @@ public sealed class CpuModel
         _required = [];
     }
 
-    private CpuModel(string name, string baseName, HashSet<CpuFeature> features, CpuFeature[] required)
+    private CpuModel(string name, string baseName, CpuVendor? vendor, HashSet<CpuFeature> features, CpuFeature[] required)
     {
+        _vendor = vendor;
         Name = name;
         BaseName = baseName;
         _features = features;
@@ -86,7 +89,16 @@ public sealed class CpuModel
     /// <summary>The names of the model's features. Those that the core lacks are left out when a machine is made.</summary>
     public IReadOnlyList<string> Features => [.. CpuFeature.All.Where(_features.Contains).Select(f => f.Name)];
 
-    /// <summary>Reads a model from text: a model's name, then changes, separated by commas: <c>x86-64-v2,+rdrand,-smap</c>.</summary>
+    /// <summary>
+    /// Who made the processor, as CPUID tells it. Where the processors of the two differ in what instructions do - SYSCALL and
+    /// SYSENTER outside of 64-bit mode, SYSRET to a non-canonical address - this decides.
+    /// </summary>
+    public CpuVendor Vendor => _vendor ?? CpuVendor.AuthenticAmd;
+
+    /// <summary>
+    /// Reads a model from text: a model's name, then changes, separated by commas: <c>x86-64-v2,+rdrand,-smap</c>,
+    /// <c>max,vendor=GenuineIntel</c>.
+    /// </summary>
     /// <param name="text">The text; case does not matter.</param>
     /// <exception cref="UnsupportedFeatureException">A name is unknown.</exception>
     public static CpuModel Parse(string text)
@@ -101,6 +113,7 @@ public sealed class CpuModel
             {
                 ['+', .. var name] => model.With(name),
                 ['-', .. var name] => model.Without(name),
+                _ when part.StartsWith(VendorKey, StringComparison.OrdinalIgnoreCase) => model.WithVendor(FindVendor(part[VendorKey.Length..])),
                 _ => throw new UnsupportedFeatureException(part, $"The CPU feature '{part}' must start with + or -."),
             };
         }
@@ -113,7 +126,7 @@ public sealed class CpuModel
     public CpuModel With(string feature)
     {
         var added = FindFeature(feature);
-        return new CpuModel($"{Name},+{added.Name}", BaseName, [.. _features, .. added.WithRequirements()], [.. _required.Where(f => f != added), added]);
+        return new CpuModel($"{Name},+{added.Name}", BaseName, _vendor, [.. _features, .. added.WithRequirements()], [.. _required.Where(f => f != added), added]);
     }
 
     /// <summary>The model without a feature, and without those that require it.</summary>
@@ -122,10 +135,15 @@ public sealed class CpuModel
     public CpuModel Without(string feature)
     {
         var removed = FindFeature(feature);
-        return new CpuModel($"{Name},-{removed.Name}", BaseName, [.. _features.Where(IsKept)], [.. _required.Where(IsKept)]);
+        return new CpuModel($"{Name},-{removed.Name}", BaseName, _vendor, [.. _features.Where(IsKept)], [.. _required.Where(IsKept)]);
 
         bool IsKept(CpuFeature feature) => !feature.WithRequirements().Contains(removed);
     }
+
+    /// <summary>The model as another maker's processor, with a family and model of theirs.</summary>
+    /// <param name="vendor">The maker.</param>
+    public CpuModel WithVendor(CpuVendor vendor) =>
+        new($"{Name},{VendorKey}{CpuVendorLeaves.NameOf(vendor)}", BaseName, vendor, _features, _required);
 
     /// <summary>The CPUID leaves of a vCPU: those of the execution core, less what the model does not have.</summary>
     /// <param name="vcpuIndex">The vCPU, which is its APIC id too.</param>
@@ -148,9 +166,13 @@ public sealed class CpuModel
         {
             throw new UnsupportedFeatureException(missing.Name, $"The CPU feature '{missing.Name}' is not supported.");
         }
-        var leaves = supported.Where(HasStateLeaf).ToArray();
+        var leaves = supported.Where(leaf => HasStateLeaf(leaf) && CpuVendorLeaves.Has(Vendor, leaf)).ToArray();
         foreach (ref var leaf in leaves.AsSpan())
         {
+            if (_vendor is { } vendor)
+            {
+                CpuVendorLeaves.Set(vendor, ref leaf);
+            }
             Mask(ref leaf);
             switch (leaf.Function)
             {
@@ -180,6 +202,18 @@ public sealed class CpuModel
     private static CpuidEntry[] GetSupportedCpuid() => SupportedCpuid.Get();
 
     private static bool IsSupported(CpuFeature feature, IReadOnlyList<CpuidEntry> supported) => supported.Any(e => feature.IsIn(e));
+
+    private static CpuVendor FindVendor(string name)
+    {
+        foreach (var vendor in Enum.GetValues<CpuVendor>())
+        {
+            if (string.Equals(name, CpuVendorLeaves.NameOf(vendor), StringComparison.OrdinalIgnoreCase))
+            {
+                return vendor;
+            }
+        }
+        throw new UnsupportedFeatureException(name, $"There is no CPU vendor '{name}'; there are AuthenticAMD and GenuineIntel.");
+    }
 
     private static CpuFeature FindFeature(string name) =>
         CpuFeature.Find(name) ?? throw new UnsupportedFeatureException(name, $"There is no CPU feature '{name}'.");

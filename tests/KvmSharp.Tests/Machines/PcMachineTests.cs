@@ -22,6 +22,40 @@ public sealed class PcMachineTests
     }
 
     [Fact]
+    public void FirmwareConfigurationIsThereWhenItIsOfUse()
+    {
+        byte[] multiboot = [.. new byte[16], 0x02, 0xb0, 0xad, 0x1b, 0, 0, 1, 0, 0xfe, 0x4f, 0x51, 0xe4,
+            .. new uint[] { 0x10_0010, 0x10_0000, 0, 0, 0x10_0000 }.SelectMany(BitConverter.GetBytes)];
+        var options = new PcMachineOptions { Kernel = BootImage.FromBytes(multiboot), VcpuCount = 2 };
+        using (var machine = new PcMachine(options))
+        {
+            machine.VirtualMachine.Ports.Write(0x510, [5, 0]);
+            var count = new byte[1];
+            Assert.True(machine.VirtualMachine.Ports.Read(0x511, count));
+            Assert.Equal(2, count[0]);
+        }
+        using (var machine = new PcMachine(options with { FwCfg = false }))
+        {
+            Assert.Null(machine.FwCfg);
+            Assert.False(machine.VirtualMachine.Ports.Read(0x511, new byte[1]));
+        }
+        using (var machine = new PcMachine(new PcMachineOptions { FwCfgFiles = [new FwCfgFile("opt/a", new byte[] { 1 })] }))
+        {
+            Assert.Equal(["opt/a"], machine.FwCfg!.FileNames);
+        }
+        using (var machine = new PcMachine(new PcMachineOptions()))
+        {
+            Assert.Null(machine.FwCfg);
+            Assert.False(machine.VirtualMachine.Ports.Read(0xe0, new byte[1]));
+        }
+        using (var machine = new PcMachine(new PcMachineOptions { TestDevice = true }))
+        {
+            Assert.True(machine.VirtualMachine.Ports.Read(0xe0, new byte[1]));
+        }
+        Assert.Throws<KvmSharpException>(() => new PcMachine(new PcMachineOptions { FwCfg = false, FwCfgFiles = [new FwCfgFile("opt/a", new byte[] { 1 })] }));
+    }
+
+    [Fact]
     public void DevicesAreThereAsAskedFor()
     {
         using var bare = new PcMachine(new PcMachineOptions { Acpi = false, RealTimeClock = false });

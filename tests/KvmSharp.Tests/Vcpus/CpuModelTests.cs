@@ -23,6 +23,8 @@ public sealed class CpuModelTests
     [InlineData("x86-64-v2, +sse4_1 , -sse4-2", "x86-64-v2,+sse4.1,-sse4.2")]
     [InlineData("x86-64-v3,-AVX", "x86-64-v3,-avx")]
     [InlineData("max", "max")]
+    [InlineData("max,vendor=genuineintel,-avx", "max,vendor=GenuineIntel,-avx")]
+    [InlineData("qemu64,vendor=AuthenticAMD", "qemu64,vendor=AuthenticAMD")]
     public void ParsesModelsAndChanges(string text, string name) => Assert.Equal(name, CpuModel.Parse(text).Name);
 
     [Theory]
@@ -34,6 +36,8 @@ public sealed class CpuModelTests
     [InlineData("x86-64-v2,+warp", "warp")]
     [InlineData("x86-64-v2,-warp", "warp")]
     [InlineData("+avx", "+avx")]
+    [InlineData("max,vendor=Cyrix", "Cyrix")]
+    [InlineData("max,vendor=", "")]
     public void UnknownNamesAreRefused(string text, string name)
     {
         var e = Assert.Throws<UnsupportedFeatureException>(() => CpuModel.Parse(text));
@@ -130,6 +134,28 @@ public sealed class CpuModelTests
         {
             Assert.Contains(name, supported);
         }
+    }
+
+    [Theory]
+    [InlineData(CpuVendor.GenuineIntel, "GenuineIntel")]
+    [InlineData(CpuVendor.AuthenticAmd, "AuthenticAMD")]
+    public void VendorIsShownWithWhatOnlyTheirProcessorsHave(CpuVendor vendor, string name)
+    {
+        var model = CpuModel.Parse("max").WithVendor(vendor);
+        Assert.Equal(vendor, model.Vendor);
+        Assert.Equal(vendor, model.Without("avx").With("nx").Vendor);
+        using var machine = new VirtualMachine(new VirtualMachineOptions { Cpu = model });
+        var leaves = machine.Vcpus[0].GetCpuid();
+        CpuidEntry Leaf(uint function) => leaves.First(l => l.Function == function);
+        var first = Leaf(0);
+        Assert.Equal(name, string.Concat(((uint[])[first.Ebx, first.Edx, first.Ecx]).SelectMany(BitConverter.GetBytes).Select(b => (char)b)));
+        var isIntel = vendor == CpuVendor.GenuineIntel;
+        Assert.Equal(isIntel ? 6u : 15u, (Leaf(1).Eax >> 8) & 0xf);
+        Assert.Equal(isIntel ? 0u : first.Ebx, Leaf(0x8000_0000).Ebx);
+        Assert.Equal(Leaf(0x8000_0000).Eax, leaves.Max(l => l.Function));
+        // AMD's repetition of leaf 1, and the shared bits beside it
+        Assert.Equal(isIntel ? 0u : 1u, Leaf(0x8000_0001).Edx & 1);
+        Assert.Equal(1u << 29 | 1u << 11, Leaf(0x8000_0001).Edx & (1u << 29 | 1u << 11));
     }
 
     [Fact]
