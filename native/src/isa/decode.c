@@ -386,6 +386,11 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
         d->row = ROW_M1_ANY_0x91_A;
     } else {
         d->row = (uint16_t)find_row(d, bits, features, pp, modrm, &has_modrm);
+        /* A ModRM byte that is not there yet may be one that the opcode wants: beyond groups only its kind counts. */
+        if (s.pos >= s.count && !has_modrm && !d->row) {
+            has_modrm = group_of(d->map, d->opcode) != G_NONE;
+            if (!has_modrm) (void)find_row(d, bits, features, pp, 0xc0, &has_modrm);
+        }
     }
     if (has_modrm && s.pos >= s.count) return s.count == 15 ? DECODE_LONG : DECODE_MORE;
     if (!d->row) return DECODE_UD;

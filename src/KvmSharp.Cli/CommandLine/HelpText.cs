@@ -35,7 +35,7 @@ internal static class HelpText
           --no-reboot            a reset by the guest ends the run
           --trace stderr|FILE[,regs][,count=N]      every executed instruction, with registers on request
           --json                 one line about the run when it ends
-          --flavor cloud|generic        'run debian': which kernel
+          --flavor cloud|generic|686|686-pae     'run debian': which kernel; the last two are i386
           --refresh              'run debian': look for newer packages
 
         Disk images (raw or qcow2; the format of a new file is told by its name or by format=):

@@ -46,7 +46,7 @@ internal static class RunOptionsParser
         "--no-reboot" => options with { NoReboot = true },
         "--trace" => ParseTrace(options, reader.NonEmptyValue("stderr or a file")),
         "--json" => options with { Json = true },
-        "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud or generic")),
+        "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud, generic, 686 or 686-pae")),
         "--refresh" => options with { Refresh = true },
         "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
         "--firmware" => options with { Firmware = reader.NonEmptyValue("a file") },
@@ -97,12 +97,18 @@ internal static class RunOptionsParser
         _ => throw Usage($"--engine: '{text}' is none of auto, interpreter, jit"),
     };
 
-    private static RunOptions ParseFlavor(RunOptions options, string text) => text switch
+    private static RunOptions ParseFlavor(RunOptions options, string text)
     {
-        "cloud" => options with { Flavor = DebianFlavor.Cloud },
-        "generic" => options with { Flavor = DebianFlavor.Generic },
-        _ => throw Usage($"--flavor: '{text}' is neither cloud nor generic"),
-    };
+        foreach (DebianFlavor flavor in Enum.GetValues<DebianFlavor>())
+        {
+            if (DebianImages.FlavorName(flavor) == text)
+            {
+                return options with { Flavor = flavor };
+            }
+        }
+
+        throw Usage($"--flavor: '{text}' is none of cloud, generic, 686, 686-pae");
+    }
 
     private static RunOptions ParseTrace(RunOptions options, string text)
     {

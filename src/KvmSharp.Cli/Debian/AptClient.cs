@@ -10,11 +10,13 @@ internal sealed record AptPackage(string Name, string Version, long Size, IReadO
 /// <summary>
 /// Looks up and downloads packages with the host's own apt, without root. It starts with the
 /// host's package lists; where those are missing or out of date it fetches lists of its own into
-/// <paramref name="stateDirectory"/>. Signatures and hashes are checked by apt either way.
+/// <paramref name="stateDirectory"/>. Signatures and hashes are checked by apt either way. Packages of another
+/// <paramref name="architecture"/> than the host's have names that end with a colon and it.
 /// </summary>
-internal sealed class AptClient(string stateDirectory, IProgressSink progress)
+internal sealed class AptClient(string stateDirectory, IProgressSink progress, string? architecture = null)
 {
     private bool _privateState;
+    private string? _incompleteLists;
 
     /// <summary>Switches to private package lists and fetches them.</summary>
     public async Task UsePrivateListsAsync(CancellationToken cancellation)
@@ -29,11 +31,16 @@ internal sealed class AptClient(string stateDirectory, IProgressSink progress)
         HostTool.Result result = await RunAsync("apt-get", ["update"], null, cancellation).ConfigureAwait(false);
         if (!result.Succeeded)
         {
-            throw new CliException($"apt-get update failed: {result.LastMessage}");
+            // A mirror may be in the middle of an update; apt keeps the lists that it could verify, which may be enough.
+            _incompleteLists = $"apt-get update failed: {result.LastMessage}";
         }
     }
 
-    public bool HasPrivateLists => _privateState;
+    /// <summary>Like <see cref="FindAsync"/>, but the package must be there.</summary>
+    public async Task<AptPackage> RequireAsync(string name, CancellationToken cancellation) =>
+        await FindAsync(name, cancellation).ConfigureAwait(false)
+        ?? throw new CliException(_incompleteLists
+            ?? $"apt knows no package '{name}'; are Debian's sources for {architecture ?? "amd64"} configured?");
 
     /// <summary>The candidate version of a package, or <see langword="null"/> if apt does not know it.</summary>
     public async Task<AptPackage?> FindAsync(string name, CancellationToken cancellation)
@@ -113,6 +120,11 @@ internal sealed class AptClient(string stateDirectory, IProgressSink progress)
             "-o", "Acquire::http::Timeout=30",
             "-o", "Acquire::https::Timeout=30",
         ];
+        if (architecture is not null)
+        {
+            options.AddRange(["-o", "APT::Architectures::=amd64", "-o", $"APT::Architectures::={architecture}"]);
+        }
+
         if (_privateState)
         {
             options.AddRange(

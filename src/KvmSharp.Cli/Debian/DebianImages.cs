@@ -15,6 +15,12 @@ internal enum DebianFlavor
 
     /// <summary>linux-image-amd64: the kernel of ordinary installations.</summary>
     Generic,
+
+    /// <summary>linux-image-686:i386: the 32-bit kernel without physical address extension.</summary>
+    I686,
+
+    /// <summary>linux-image-686-pae:i386: the 32-bit kernel with physical address extension.</summary>
+    I686Pae,
 }
 
 /// <summary>A kernel and an initramfs, verified and ready to boot.</summary>
@@ -31,7 +37,7 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     private const string AptStateName = "apt";
 
     // Part of the manifest's name: a new version of the init script or layout makes old files unused.
-    private const string FormatVersion = "2";
+    private const string FormatVersion = "3";
 
     /// <summary>The directory for cached files: $XDG_CACHE_HOME/kvmsharp, or ~/.cache/kvmsharp.</summary>
     public static string DefaultCacheDirectory()
@@ -68,14 +74,9 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
                 return cached;
             }
 
-            DebianImage image = await FetchAsync(directory, flavor, cancellation).ConfigureAwait(false);
+            DebianImage image = await WithAptAsync(
+                directory, MetaPackage(flavor), apt => FetchAsync(apt, directory, flavor, cancellation), cancellation).ConfigureAwait(false);
             WriteManifest(manifest, image);
-            string aptState = Path.Combine(directory, AptStateName);
-            if (Directory.Exists(aptState))
-            {
-                Directory.Delete(aptState, recursive: true);
-            }
-
             return image;
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
@@ -97,7 +98,7 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     private async Task<string> ObtainModulesAsync(DebianImage image, CancellationToken cancellation)
     {
         string directory = Path.Combine(cacheDirectory, "debian");
-        string file = Path.Combine(directory, $"modules-{KernelModules.FormatVersion}_{image.KernelPackage}_{image.KernelVersion}.cpio.gz");
+        string file = Path.Combine(directory, $"modules-{KernelModules.FormatVersion}_{image.KernelPackage.Replace(':', '-')}_{image.KernelVersion}.cpio.gz");
         try
         {
             using FileStream exclusive = await LockAsync(Path.Combine(directory, "lock"), cancellation).ConfigureAwait(false);
@@ -106,18 +107,8 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
                 return file;
             }
 
-            HostTool.Require("apt-get", "apt-cache", "dpkg-deb");
-            var apt = new AptClient(Path.Combine(directory, AptStateName), progress);
-            AptPackage package = await FindAsync(apt, image.KernelPackage, cancellation).ConfigureAwait(false);
-            if (package.Version != image.KernelVersion)
-            {
-                throw new CliException($"apt has {image.KernelPackage} {package.Version}, the cached kernel is {image.KernelVersion}; use --refresh");
-            }
-
-            var modules = new KernelModules();
-            await WithPackageAsync(apt, package, directory, (archive, _) => ReadArchiveAsync(archive, package.Name, modules.AddAsync, cancellation),
-                cancellation).ConfigureAwait(false);
-            byte[] content = modules.Build();
+            byte[] content = await WithAptAsync(
+                directory, image.KernelPackage, apt => FetchModulesAsync(apt, image, directory, cancellation), cancellation).ConfigureAwait(false);
             WriteAtomically(file + ".sha256", System.Text.Encoding.ASCII.GetBytes(Convert.ToHexStringLower(SHA256.HashData(content)) + "\n"));
             WriteAtomically(file, content);
             return file;
@@ -132,6 +123,20 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
         }
     }
 
+    private async Task<byte[]> FetchModulesAsync(AptClient apt, DebianImage image, string directory, CancellationToken cancellation)
+    {
+        AptPackage package = await apt.RequireAsync(image.KernelPackage, cancellation).ConfigureAwait(false);
+        if (package.Version != image.KernelVersion)
+        {
+            throw new CliException($"apt has {image.KernelPackage} {package.Version}, the cached kernel is {image.KernelVersion}; use --refresh");
+        }
+
+        var modules = new KernelModules();
+        await WithPackageAsync(apt, package, directory, (archive, _) => ReadArchiveAsync(archive, package.Name, modules.AddAsync, cancellation),
+            cancellation).ConfigureAwait(false);
+        return modules.Build();
+    }
+
     /// <summary>The image's initramfs with the kernel modules behind it.</summary>
     /// <param name="image">The image.</param>
     /// <param name="cancellation">Ends the work early.</param>
@@ -141,24 +146,49 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
         return BootImage.FromBytes((byte[])[.. File.ReadAllBytes(image.Initrd), .. File.ReadAllBytes(modules)], image.Initrd);
     }
 
-    private static string FlavorName(DebianFlavor flavor) => flavor == DebianFlavor.Cloud ? "cloud" : "generic";
+    /// <summary>The name of a kernel on the command line.</summary>
+    internal static string FlavorName(DebianFlavor flavor) => flavor switch
+    {
+        DebianFlavor.Cloud => "cloud",
+        DebianFlavor.Generic => "generic",
+        DebianFlavor.I686 => "686",
+        _ => "686-pae",
+    };
 
-    private static string MetaPackage(DebianFlavor flavor) =>
-        flavor == DebianFlavor.Cloud ? "linux-image-cloud-amd64" : "linux-image-amd64";
+    private static string MetaPackage(DebianFlavor flavor) => flavor switch
+    {
+        DebianFlavor.Cloud => "linux-image-cloud-amd64",
+        DebianFlavor.Generic => "linux-image-amd64",
+        DebianFlavor.I686 => "linux-image-686:i386",
+        _ => "linux-image-686-pae:i386",
+    };
 
-    private async Task<DebianImage> FetchAsync(string directory, DebianFlavor flavor, CancellationToken cancellation)
+    // What stands behind the colon of a package of another architecture.
+    private static string? Architecture(string package) => package.IndexOf(':') is >= 0 and int colon ? package[(colon + 1)..] : null;
+
+    /// <summary>Uses apt with the host's package lists, and once more with new ones if that fails.</summary>
+    private async Task<T> WithAptAsync<T>(
+        string directory, string package, Func<AptClient, Task<T>> use, CancellationToken cancellation)
     {
         HostTool.Require("apt-get", "apt-cache", "dpkg-deb");
-        var apt = new AptClient(Path.Combine(directory, AptStateName), progress);
+        string state = Path.Combine(directory, AptStateName);
+        var apt = new AptClient(state, progress, Architecture(package));
         try
         {
-            return await FetchAsync(apt, directory, flavor, cancellation).ConfigureAwait(false);
+            return await use(apt).ConfigureAwait(false);
         }
         catch (CliException)
         {
             // No lists, or lists that name versions which the archive has already replaced.
             await apt.UsePrivateListsAsync(cancellation).ConfigureAwait(false);
-            return await FetchAsync(apt, directory, flavor, cancellation).ConfigureAwait(false);
+            return await use(apt).ConfigureAwait(false);
+        }
+        finally
+        {
+            if (Directory.Exists(state))
+            {
+                Directory.Delete(state, recursive: true);
+            }
         }
     }
 
@@ -166,11 +196,13 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
         AptClient apt, string directory, DebianFlavor flavor, CancellationToken cancellation)
     {
         progress.Step("looking up packages");
-        AptPackage meta = await FindAsync(apt, MetaPackage(flavor), cancellation).ConfigureAwait(false);
+        AptPackage meta = await apt.RequireAsync(MetaPackage(flavor), cancellation).ConfigureAwait(false);
+        string? architecture = Architecture(meta.Name);
+        string suffix = architecture is null ? "" : ":" + architecture;
         string kernelName = meta.Depends.FirstOrDefault(name => name.StartsWith("linux-image-", StringComparison.Ordinal))
             ?? throw new CliException($"package {meta.Name} names no kernel");
-        AptPackage kernel = await FindAsync(apt, kernelName, cancellation).ConfigureAwait(false);
-        AptPackage busybox = await FindAsync(apt, BusyboxPackage, cancellation).ConfigureAwait(false);
+        AptPackage kernel = await apt.RequireAsync(kernelName + suffix, cancellation).ConfigureAwait(false);
+        AptPackage busybox = await apt.RequireAsync(BusyboxPackage + suffix, cancellation).ConfigureAwait(false);
 
         string kernelFile = Path.Combine(directory, $"vmlinuz_{FileName(kernel)}");
         await EnsureAsync(
@@ -184,17 +216,14 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
 
         progress.Step("building the initramfs");
         string initrdFile = Path.Combine(directory, $"initramfs-{FormatVersion}_{FileName(busybox)}.cpio.gz");
-        IReadOnlyList<string> applets = await ListAppletsAsync(busyboxFile, cancellation).ConfigureAwait(false);
+        // The host may be unable to run programs of another architecture.
+        IReadOnlyList<string> applets = architecture is null ? await ListAppletsAsync(busyboxFile, cancellation).ConfigureAwait(false) : ["sh"];
         WriteAtomically(initrdFile, InitramfsBuilder.Build(File.ReadAllBytes(busyboxFile), applets));
         return new DebianImage(kernelFile, initrdFile, kernel.Name, kernel.Version);
     }
 
     private static string FileName(AptPackage package) =>
         $"{package.Name}_{package.Version}".Replace(':', '-').Replace('/', '-');
-
-    private static async Task<AptPackage> FindAsync(AptClient apt, string name, CancellationToken cancellation) =>
-        await apt.FindAsync(name, cancellation).ConfigureAwait(false)
-        ?? throw new CliException($"apt knows no package '{name}'; are Debian's sources for amd64 configured?");
 
     private static bool IsIntact(string file) => File.Exists(file) && File.Exists(file + ".sha256")
         && File.ReadAllText(file + ".sha256").Trim() == HashOf(file);

@@ -12,6 +12,7 @@ internal static class InitramfsBuilder
     /// </summary>
     private const string InitScript = """
         #!/bin/sh
+        [ -e /bin/mount ] || /bin/busybox --install -s /bin
         export PATH=/bin HOME=/root TERM=${TERM:-linux} PS1='\w # '
         mount -t proc proc /proc
         mount -t sysfs sysfs /sys
@@ -51,7 +52,7 @@ internal static class InitramfsBuilder
 
     /// <summary>The compressed archive; equal input gives equal bytes.</summary>
     /// <param name="busybox">A statically linked BusyBox.</param>
-    /// <param name="applets">The names it answers to.</param>
+    /// <param name="applets">The names it answers to; with only <c>sh</c>, the guest asks it for the others.</param>
     public static byte[] Build(ReadOnlySpan<byte> busybox, IEnumerable<string> applets)
     {
         using var compressed = new MemoryStream();

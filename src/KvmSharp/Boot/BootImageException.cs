@@ -13,7 +13,7 @@ public enum BootImageProblem
     Truncated,
     /// <summary>The image's header contradicts itself.</summary>
     Malformed,
-    /// <summary>The image is valid but needs something that is not supported, for example a 32-bit kernel.</summary>
+    /// <summary>The image is valid but needs something that is not supported, for example a start in real mode.</summary>
     Unsupported,
     /// <summary>The image does not fit into the guest's memory.</summary>
     TooLarge,

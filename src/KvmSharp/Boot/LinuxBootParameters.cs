@@ -123,6 +123,19 @@ internal sealed class LinuxBootParameters
     /// <summary>Completes the zero page and makes the vCPU start at a 64-bit entry point.</summary>
     internal void Start(Vcpu vcpu, ulong entry)
     {
+        Complete();
+        CpuSetup.EnterLongMode(vcpu, _memory, Gdt, PageTables, new Registers { Rip = entry, Rsi = ZeroPage, Rsp = StackTop });
+    }
+
+    /// <summary>Completes the zero page and makes the vCPU start as "32-bit BOOT PROTOCOL" demands.</summary>
+    internal void StartIn32BitMode(Vcpu vcpu, uint entry)
+    {
+        Complete();
+        CpuSetup.EnterProtectedMode(vcpu, _memory, Gdt, new Registers { Rip = entry, Rsi = ZeroPage, Rsp = StackTop });
+    }
+
+    private void Complete()
+    {
         _page[LoaderType] = UndefinedLoader;
         _page[LoadFlags] |= LoadedHigh | CanUseHeap;
         BinaryPrimitives.WriteUInt16LittleEndian(_page.AsSpan(HeapEnd), 0xfe00);
@@ -132,7 +145,6 @@ internal sealed class LinuxBootParameters
         }
         WriteMap();
         _memory.Write(ZeroPage, _page);
-        CpuSetup.EnterLongMode(vcpu, _memory, Gdt, PageTables, new Registers { Rip = entry, Rsi = ZeroPage, Rsp = StackTop });
     }
 
     private ulong? FindInitrdPlace(ulong length, ulong highest, IReadOnlyList<(ulong Start, ulong End)> occupied)

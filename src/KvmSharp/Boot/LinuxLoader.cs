@@ -5,8 +5,8 @@ using System.Numerics;
 namespace KvmSharp.Boot;
 
 /// <summary>
-/// Loads a Linux bzImage and starts it at its 64-bit entry point. Specification: the kernel's
-/// Documentation/arch/x86/boot.rst. The image is not trusted: everything in its header is checked.
+/// Loads a Linux bzImage and starts it at its 64-bit entry point, or at the 32-bit one of a kernel without. Specification:
+/// the kernel's Documentation/arch/x86/boot.rst. The image is not trusted: everything in its header is checked.
 /// </summary>
 public static class LinuxLoader
 {
@@ -25,11 +25,13 @@ public static class LinuxLoader
     private const int CommandLineSize = 0x238;
     private const int PreferredAddress = 0x258;
     private const int InitSize = 0x260;
-    private const int MinLength = 0x268;
 
     private const ushort BootFlagValue = 0xaa55;
     private const uint HeaderMagicValue = 0x5372_6448; // "HdrS"
+    private const ushort OldestVersion = 0x0206; // 2.06 has cmdline_size
+    private const ushort VersionPreferredAddress = 0x020a; // 2.10 has pref_address and init_size
     private const ushort Version64BitEntry = 0x020c; // 2.12 has xloadflags
+    private const ulong TraditionalAddress = 0x10_0000; // "Loading The Rest of The Kernel"
     private const byte LoadedHigh = 1 << 0;
     private const ushort Has64BitEntry = 1 << 0;
     private const int SectorSize = 512;
@@ -64,8 +66,28 @@ public static class LinuxLoader
         parameters.PlaceCommandLine(kernel.Name, limit == 0 ? 255 : limit);
         parameters.PlaceInitrd(BinaryPrimitives.ReadUInt32LittleEndian(image[InitrdAddressMax..]), [(address, address + size)]);
         memory.Write(address, body);
-        parameters.Start(vcpu, address + EntryOffset);
+        if (Is64Bit(image))
+        {
+            parameters.Start(vcpu, address + EntryOffset);
+        }
+        else
+        {
+            parameters.StartIn32BitMode(vcpu, (uint)address);
+        }
     }
+
+    private static ushort VersionOf(ReadOnlySpan<byte> image) => BinaryPrimitives.ReadUInt16LittleEndian(image[Version..]);
+
+    private static bool Is64Bit(ReadOnlySpan<byte> image) => VersionOf(image) >= Version64BitEntry
+        && (BinaryPrimitives.ReadUInt16LittleEndian(image[ExtendedLoadFlags..]) & Has64BitEntry) != 0;
+
+    // How far the header reaches in which version.
+    private static int RequiredLength(ushort version) => version switch
+    {
+        >= Version64BitEntry => 0x268,
+        >= VersionPreferredAddress => 0x264,
+        _ => 0x23c,
+    };
 
     // Checks the header and returns the protected-mode part.
     private static ReadOnlySpan<byte> FindBody(string name, ReadOnlySpan<byte> image)
@@ -78,19 +100,18 @@ public static class LinuxLoader
         {
             throw new BootImageException(BootImageProblem.UnknownFormat, $"'{name}' is not a Linux bzImage.");
         }
-        if (image.Length < MinLength)
+        if (image.Length < Version + 2 || image.Length < RequiredLength(VersionOf(image)))
         {
             throw new BootImageException(BootImageProblem.Truncated, $"'{name}' ends within its header.");
         }
-        var version = BinaryPrimitives.ReadUInt16LittleEndian(image[Version..]);
-        if ((image[LoadFlags] & LoadedHigh) == 0 || version < Version64BitEntry
-            || (BinaryPrimitives.ReadUInt16LittleEndian(image[ExtendedLoadFlags..]) & Has64BitEntry) == 0)
+        var version = VersionOf(image);
+        if (version < OldestVersion || (image[LoadFlags] & LoadedHigh) == 0)
         {
             throw new BootImageException(BootImageProblem.Unsupported, string.Create(CultureInfo.InvariantCulture,
-                $"'{name}' has no 64-bit entry point (boot protocol {version >> 8}.{version & 0xff:d2})."));
+                $"'{name}' can only be started in real mode (boot protocol {version >> 8}.{version & 0xff:d2}), which is not supported."));
         }
         var headerEnd = HeaderMagic + image[HeaderEnd];
-        if (headerEnd < MinLength)
+        if (headerEnd < RequiredLength(version))
         {
             throw new BootImageException(BootImageProblem.Malformed, $"'{name}' has a header that is shorter than its version says.");
         }
@@ -103,7 +124,7 @@ public static class LinuxLoader
             throw new BootImageException(BootImageProblem.Truncated,
                 $"'{name}' is truncated: it has {image.Length} bytes, its header says {(ulong)setupLength + bodyLength}.");
         }
-        if (bodyLength <= EntryOffset || headerEnd > setupLength)
+        if (bodyLength <= (Is64Bit(image) ? (ulong)EntryOffset : 0) || headerEnd > setupLength)
         {
             throw new BootImageException(BootImageProblem.Malformed, $"'{name}' has no room for its entry point.");
         }
@@ -113,9 +134,11 @@ public static class LinuxLoader
     // Where the kernel goes and how much memory it takes there until it knows the memory map.
     private static (ulong Address, ulong Size) FindPlace(string name, ReadOnlySpan<byte> image, ulong bodyLength, LinuxBootParameters parameters)
     {
-        var size = Math.Max(BinaryPrimitives.ReadUInt32LittleEndian(image[InitSize..]), bodyLength);
-        var preferred = BinaryPrimitives.ReadUInt64LittleEndian(image[PreferredAddress..]);
-        // The entry page tables map the first 4 GiB.
+        // Before 2.10 a header does not say how much memory unpacking takes; eight times the packed length is ample.
+        var isSizeKnown = VersionOf(image) >= VersionPreferredAddress;
+        var size = isSizeKnown ? Math.Max(BinaryPrimitives.ReadUInt32LittleEndian(image[InitSize..]), bodyLength) : 8 * bodyLength;
+        var preferred = isSizeKnown ? BinaryPrimitives.ReadUInt64LittleEndian(image[PreferredAddress..]) : TraditionalAddress;
+        // The entry page tables map the first 4 GiB, and a 32-bit kernel reaches no more.
         bool Fits(ulong address) => address <= uint.MaxValue && size <= (1UL << 32) - address && parameters.IsUsable(address, size);
         if (Fits(preferred))
         {

@@ -47,6 +47,29 @@ public sealed class LoaderTests : IDisposable
         Assert.Equal(Images.BzImage()[Images.SetupLength..], body);
     }
 
+    [Theory]
+    [InlineData(0x020f, Images.Preferred)]
+    [InlineData(0x020a, Images.Preferred)]
+    [InlineData(0x0209, 0x10_0000)]
+    [InlineData(0x0206, 0x10_0000)]
+    public void KernelWithoutA64BitEntryStartsInProtectedMode(int version, ulong address)
+    {
+        var image = Images.BzImage(i => { Images.U16(i, 0x206, (ushort)version); Images.U16(i, 0x236, 0); });
+        LinuxLoader.Load(Memory, Vcpu, Images.Wrap(image), _options with { Initrd = Images.Wrap(new byte[0x1000]) });
+        var registers = Vcpu.GetRegisters();
+        var special = Vcpu.GetSpecialRegisters();
+        Assert.Equal((address, ZeroPage, 2UL), (registers.Rip, registers.Rsi, registers.Rflags));
+        Assert.Equal((0UL, 0UL, 0UL), (registers.Rbp, registers.Rdi, registers.Rbx));
+        Assert.Equal((0x10, 0, 1, 0x18, 0x18, 0x18), (special.Cs.Selector, special.Cs.L, special.Cs.Db, special.Ds.Selector, special.Es.Selector, special.Ss.Selector));
+        Assert.Equal((0u, 1u), (special.Efer, special.Cr0 & 0x8000_0001));
+        Assert.Equal(0x00cf_9b00_0000_ffffu, Memory.Read<ulong>(special.Gdt.Base + 0x10));
+        Assert.Equal(0x00cf_9300_0000_ffffu, Memory.Read<ulong>(special.Gdt.Base + 0x18));
+        Assert.Equal((ushort)version, Memory.Read<ushort>(ZeroPage + 0x206));
+        var body = new byte[Images.BodyLength];
+        Memory.Read(address, body);
+        Assert.Equal(image[Images.SetupLength..], body);
+    }
+
     [Fact]
     public void InitrdGoesHighAndWhole()
     {
