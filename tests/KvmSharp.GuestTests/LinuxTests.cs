@@ -36,17 +36,12 @@ public sealed class GenericKernelFixture : LinuxFixture
 /// <summary>What must hold in a running Debian system, whichever kernel it is.</summary>
 public abstract class LinuxTests(LinuxFixture fixture)
 {
-    private static readonly string[] Complaints =
-        ["WARNING", "BUG", "Oops", "oops:", "unstable", "lockup", "Call Trace", "detected stall", "unchecked MSR", "segfault", "general protection"];
-
     private LinuxGuest Guest => fixture.Guest;
 
     [Fact]
     public async Task KernelDoesNotComplain()
     {
-        string log = await Guest.RunAsync("dmesg");
-        string[] bad = [.. log.Split('\n').Where(line => Complaints.Any(word => line.Contains(word, StringComparison.Ordinal)))];
-        Assert.True(bad.Length == 0, string.Join('\n', bad));
+        string log = await Guest.CleanLogAsync();
         Assert.Contains("Linux version 6.1", log);
         Assert.Contains("Run /init as init process", log);
     }

@@ -32,6 +32,7 @@ internal static class CpuSetup
     {
         var special = vcpu.GetSpecialRegisters();
         SetFlatSegments(ref special, memory, gdt, is64Bit: false);
+        special.Cr3 = special.Cr4 = special.Efer = 0;
         special.Cr0 = Cr0ProtectedMode | Cr0ExtensionType | Cr0NumericError;
         vcpu.SetSpecialRegisters(special);
         vcpu.SetRegisters(registers with { Rflags = 2 });

@@ -9,6 +9,11 @@ namespace KvmSharp.GuestTests.Support;
 internal sealed class LinuxGuest : IAsyncDisposable
 {
     private static readonly TimeSpan BootLimit = TimeSpan.FromSeconds(120);
+
+    /// <summary>Words that a kernel log has only when something is wrong.</summary>
+    private static readonly string[] _complaints =
+        ["WARNING", "BUG", "Oops", "oops:", "unstable", "lockup", "Call Trace", "detected stall", "unchecked MSR", "segfault", "general protection"];
+
     private static readonly TimeSpan CommandLimit = TimeSpan.FromSeconds(60);
 
     private readonly MemoryCharacterBackend _serial = new();
@@ -41,11 +46,11 @@ internal sealed class LinuxGuest : IAsyncDisposable
     };
 
     /// <summary>Boots to the prompt, then to a shell without echo, prompt and line editing.</summary>
-    public async Task BootAsync()
+    public async Task BootAsync(TimeSpan? limit = null)
     {
         var stopwatch = Stopwatch.StartNew();
         Machine.Start();
-        await ExpectAsync("~ # ", BootLimit);
+        await ExpectAsync("~ # ", limit ?? BootLimit);
         BootTime = stopwatch.Elapsed;
         Send("dmesg -n 1; stty -echo; sh 2>&1 | cat; exit\n");
         Send("echo shell-is-'ready'\n");
@@ -53,14 +58,23 @@ internal sealed class LinuxGuest : IAsyncDisposable
     }
 
     /// <summary>Runs one command line and returns what it printed; it must succeed.</summary>
-    public async Task<string> RunAsync(string command)
+    public async Task<string> RunAsync(string command, TimeSpan? limit = null)
     {
         string marker = $"end-of-command-{++_commands}";
         Send($"{command}\necho end-of-'command'-{_commands}=$?\n");
-        string output = await ExpectAsync(marker + "=", CommandLimit);
+        string output = await ExpectAsync(marker + "=", limit ?? CommandLimit);
         string status = await ExpectAsync("\n", CommandLimit);
         Assert.True(status.Trim() == "0", $"'{command}' ended with {status}: {output}");
         return output[..^(marker.Length + 1)];
+    }
+
+    /// <summary>The kernel log, in which nothing may complain.</summary>
+    public async Task<string> CleanLogAsync()
+    {
+        string log = await RunAsync("dmesg");
+        string[] bad = [.. log.Split('\n').Where(line => _complaints.Any(word => line.Contains(word, StringComparison.Ordinal)))];
+        Assert.True(bad.Length == 0, string.Join('\n', bad));
+        return log;
     }
 
     public void Send(string text) => _serial.SendInput(text);
