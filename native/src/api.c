@@ -137,8 +137,7 @@ KVS_API void kvs_vcpu_kick(struct kvs_vcpu *c)
 KVS_API int32_t kvs_vcpu_nmi(struct kvs_vcpu *c)
 {
     if (!c) return -KVS_EINVAL;
-    atomic_store(&c->nmi_pending, true);
-    vcpu_request(c, REQ_EVENT);
+    vcpu_post_nmi(c);
     return KVS_OK;
 }
 

@@ -285,10 +285,13 @@ static enum verdict events(struct kvs_vcpu *c)
         if (UNLIKELY(c->exc.pending)) return GO_ON; /* the delivery faulted: once more, with a look at requests */
     }
     if (c->int_shadow) return GO_ON;
-    if (atomic_load(&c->nmi_pending) && !c->nmi_masked) {
-        atomic_store(&c->nmi_pending, false);
+    uint8_t nmis = atomic_load(&c->nmi_pending);
+    if (UNLIKELY(nmis) && !c->nmi_masked) {
+        atomic_fetch_sub(&c->nmi_pending, 1);
         c->nmi_masked = true;
         if (!deliver_interrupt(c, EXC_NMI)) return shutdown(c);
+    } else if (UNLIKELY(nmis > 1)) {
+        atomic_store(&c->nmi_pending, 1); /* while one is handled the latch holds one more */
     }
     if (c->eflags & FLAG_IF) {
         int vector = c->injected_irq;

@@ -341,7 +341,7 @@ KVS_API int32_t kvs_vcpu_set_events(struct kvs_vcpu *c, const struct kvs_vcpu_ev
     c->exc.payload = e->exception_has_payload ? e->exception_payload : 0;
     c->injected_irq = e->interrupt.injected ? e->interrupt.nr : -1;
     c->int_shadow = e->interrupt.shadow;
-    atomic_store(&c->nmi_pending, e->nmi.pending != 0);
+    atomic_store(&c->nmi_pending, e->nmi.pending < 2 ? e->nmi.pending : 2);
     c->nmi_masked = e->nmi.masked != 0;
     c->sipi_vector = e->sipi_vector;
     c->shut_down = e->triple_fault.pending != 0;

@@ -75,7 +75,7 @@ static void common_reset(struct kvs_vcpu *c)
     memset(&c->exc, 0, sizeof c->exc);
     c->pending_dbg = 0;
     c->nmi_masked = c->triple_fault = c->in_smm = c->shut_down = false;
-    atomic_store(&c->nmi_pending, false);
+    atomic_store(&c->nmi_pending, 0);
     c->injected_irq = -1;
     iobus_insn_done(c);
     c->write_count = c->write_pos = 0;

@@ -173,7 +173,7 @@ struct kvs_vcpu {
     struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; bool is_soft; } exc;
     uint64_t pending_dbg;    /* DR6 bits of a debug trap to deliver after the instruction */
     bool nmi_masked, triple_fault, in_smm;
-    _Atomic bool nmi_pending;
+    _Atomic uint8_t nmi_pending; /* 0-2: the one to take and, as it masks the next, one held by the latch */
     int16_t injected_irq;    /* external interrupt taken from the controller, not yet delivered; -1 none */
     _Atomic uint32_t requests;
     _Atomic uint32_t mp_state; /* KVS_MP_STATE_... */
@@ -249,6 +249,13 @@ void vcpu_init_reset(struct kvs_vcpu *c);  /* INIT: keeps FPU, caches, most MSRs
 void vcpu_update_mode(struct kvs_vcpu *c);
 /* Posts requests and wakes the vCPU. Any thread. Never lost. */
 void vcpu_request(struct kvs_vcpu *c, uint32_t req);
+/* An NMI for this vCPU. Any thread. SDM 3A "Handling Multiple NMIs" */
+static inline void vcpu_post_nmi(struct kvs_vcpu *c)
+{
+    uint8_t n = atomic_load(&c->nmi_pending);
+    while (n < 2 && !atomic_compare_exchange_weak(&c->nmi_pending, &n, (uint8_t)(n + 1))) { }
+    vcpu_request(c, REQ_EVENT);
+}
 /* Retired instructions as of the instruction `i` that is executing (exclusive). */
 uint64_t vcpu_retired_at(const struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
 

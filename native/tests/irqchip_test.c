@@ -185,7 +185,7 @@ static void test_ioapic(void)
     struct kvs_vcpu *c = vm->vcpus[0];
     enable(c);
     apic(c, 0x350, 0x10700); /* no virtual wire */
-    CHECK_EQ(ioapic_rd(vm, 1), 0x170011);
+    CHECK_EQ(ioapic_rd(vm, 1), 0x170020);
     CHECK_EQ(ioapic_rd(vm, 0x10), 0x10000);
     ioapic_wr(vm, 0, 0x0f000000);
     CHECK_EQ(ioapic_rd(vm, 0), 0x0f000000);
@@ -249,7 +249,7 @@ static void test_lapic_priority(void)
     struct kvs_vm *vm = machine(1, KVS_CLOCK_VIRTUAL, 0);
     struct kvs_vcpu *c = vm->vcpus[0];
     struct kvs_msi msi = { .address_lo = 0xfee00000, .data = 0x55 };
-    CHECK_EQ(apic_rd(c, 0x30), 0x50014);
+    CHECK_EQ(apic_rd(c, 0x30), 0x1050014);
     CHECK_EQ(apic_rd(c, 0x350), 0x700);
     CHECK_EQ(apic_rd(c, 0xf0), 0xff);
     CHECK_EQ(irqchip_send_msi(vm, &msi), 0); /* software-disabled */
@@ -520,7 +520,7 @@ static void test_lapic_timer(void)
     CHECK_EQ(lapic_set_state(c, &a), 0); /* the reserved timer mode: a guest can write it too */
     a.regs[0x322] = 2; /* periodic */
     CHECK_EQ(lapic_set_state(c, &a), 0);
-    CHECK_EQ(apic_rd(c, 0x20), 0);
+    CHECK_EQ(apic_rd(c, 0x20), 0xff000000);
     CHECK_EQ(apic_rd(c, 0x200) & 0xffff, 0);
     lapic_get_state(c, &a);
     CHECK_EQ(lapic_set_state(c, &a), 0);

@@ -58,7 +58,9 @@ OPX(popf)
 OPX(hlt)
 {
     REQUIRE_CPL0(c);
-    atomic_store(&c->mp_state, KVS_MP_STATE_HALTED);
+    /* An INIT that has just arrived stays. */
+    uint32_t runs = KVS_MP_STATE_RUNNABLE;
+    atomic_compare_exchange_strong(&c->mp_state, &runs, KVS_MP_STATE_HALTED);
     return ST_END;
 }
 /* A spinning vCPU lets the one it waits for run: vCPUs may outnumber processors. */

@@ -18,6 +18,8 @@ struct apic_message {
     bool level;  /* level triggered: the EOI goes back to the IOAPIC */
     bool wide;   /* a 32-bit x2APIC destination; otherwise 8 bits */
     bool lowest; /* to one of the destinations only */
+    bool everyone; /* a shorthand: dest does not count */
+    const struct lapic *except; /* with everyone */
 };
 
 #define APIC_REGS 256
@@ -26,16 +28,18 @@ struct lapic {
     _Atomic bool deliverable; /* the highest request beats the processor priority */
     _Atomic bool accepts_pic; /* an ExtINT from the PIC pair would be taken */
     _Atomic uint64_t base;    /* IA32_APIC_BASE */
+    _Atomic uint32_t dest;    /* the APIC ID: what a physical destination is compared with */
     /* Under the lock. */
     pthread_mutex_t lock;
     uint32_t regs[APIC_REGS]; /* register at byte offset o: regs[o >> 2]; KVM's image */
     uint32_t errors;          /* seen since the last write to ESR */
+    bool extint;              /* an ExtINT message: the PIC pair has the vector */
     uint64_t expiry;          /* of the count-down or the TSC deadline; CLOCK_NEVER: stopped */
     uint64_t tsc_deadline;
     struct vm_timer timer;
     /* Constant. */
     struct kvs_vcpu *vcpu;
-    uint32_t id;
+    uint32_t id; /* at reset, and in x2APIC mode */
 };
 
 struct ioapic {
@@ -89,16 +93,18 @@ int apic_send(struct irqchip *chip, const struct apic_message *m);
 
 /* ---- lapic.c (with lapic_timer.c, lapic_regs.c): under chip->lock; each takes the LAPIC's ---- */
 int lapic_deliver(struct lapic *l, const struct apic_message *m); /* 1 taken, 0 not */
+#define ACK_EXTINT (-2)
 bool lapic_match(struct lapic *l, const struct apic_message *m);
 uint32_t lapic_priority(struct lapic *l); /* for lowest-priority arbitration */
 bool lapic_takes_fixed(struct lapic *l);
 void lapic_lint0_rise(struct lapic *l);   /* the PIC pair's output went high */
-int lapic_ack(struct lapic *l);           /* takes only the LAPIC's lock */
+int lapic_ack(struct lapic *l);           /* takes only the LAPIC's lock; ACK_EXTINT: ask the PIC pair */
 
 /* ---- ioapic.c: under chip->lock ---- */
 void ioapic_reset(struct ioapic *io);
 void ioapic_set_line(struct irqchip *chip, uint32_t pin, bool level);
 void ioapic_eoi(struct irqchip *chip, uint8_t vector);
+void ioapic_extint(struct irqchip *chip); /* the PIC pair's output, which is also at pin 0, went high */
 void ioapic_get_state(const struct ioapic *io, struct kvs_ioapic_state *s);
 int ioapic_set_state(struct irqchip *chip, const struct kvs_ioapic_state *s);
 
@@ -106,6 +112,7 @@ int ioapic_set_state(struct irqchip *chip, const struct kvs_ioapic_state *s);
 void pic_reset(struct pic8259 *pic);
 void pic_set_line(struct irqchip *chip, uint32_t irq, bool level); /* 0-15 */
 int pic_ack(struct irqchip *chip); /* -1: no request */
+int pic_spurious(const struct irqchip *chip); /* the vector of IR7 */
 bool pic_claims(uint16_t port);
 uint8_t pic_port_read(struct irqchip *chip, uint16_t port);
 void pic_port_write(struct irqchip *chip, uint16_t port, uint8_t value);

@@ -1,11 +1,13 @@
 /*
  * The I/O APIC: 24 pins. Intel 82093AA data sheet; all but the MMIO entries run under chip->lock.
+ * Version 0x20 is that of the I/O Controller Hubs, which added the EOI register: software that
+ * suppresses the broadcast of the local APICs' EOIs needs it. ICH9 data sheet "EOI Register".
  * Lines are given as asserted or not, so that polarity is stored but does not matter, as in KVM.
  */
 #include "chips.h"
 
 #define IOAPIC_BASE 0xfec00000u
-#define IOAPIC_VERSION 0x11u
+#define IOAPIC_VERSION 0x20u
 
 #define REDIR_LOGICAL 0x800u
 #define REDIR_REMOTE_IRR 0x4000u
@@ -31,10 +33,7 @@ static void service(struct irqchip *chip, uint32_t pin)
         .mode = (*e >> 8) & 7,
         .logical = *e & REDIR_LOGICAL,
     };
-    if (*e & (REDIR_MASKED | REDIR_REMOTE_IRR))
-        return;
-    /* ExtINT from a pin would be a second PIC pair: none is wired here. */
-    if (m.mode == DELIVER_EXTINT)
+    if ((*e & (REDIR_MASKED | REDIR_REMOTE_IRR)) || m.mode == DELIVER_RESERVED || m.mode == DELIVER_SIPI)
         return;
     m.lowest = m.mode == DELIVER_LOWEST;
     m.level = (*e & REDIR_LEVEL) && m.mode <= DELIVER_LOWEST;
@@ -63,6 +62,14 @@ void ioapic_eoi(struct irqchip *chip, uint8_t vector)
         if (io->lines >> pin & 1)
             service(chip, pin);
     }
+}
+
+/* A PC wires INTR of the PIC pair to pin 0 also. Only an ExtINT entry makes sense of it: other
+ * routes to that pin are the host's. MultiProcessor Specification "Interrupt Modes" */
+void ioapic_extint(struct irqchip *chip)
+{
+    if ((chip->ioapic.redir[0] >> 8 & 7) == DELIVER_EXTINT)
+        service(chip, 0);
 }
 
 static uint32_t read_register(const struct ioapic *io)
@@ -96,6 +103,8 @@ static void write_register(struct irqchip *chip, uint32_t value)
         *e &= ~(uint64_t)REDIR_REMOTE_IRR;
     else if (io->lines >> pin & 1)
         service(chip, pin);
+    if (pin == 0 && atomic_load(&chip->pic.output))
+        ioapic_extint(chip);
 }
 
 static bool in_window(const struct irqchip *chip, uint64_t gpa)
@@ -131,6 +140,8 @@ bool ioapic_mmio_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint32
         chip->ioapic.select = value & 0xff;
     else if ((gpa & 0xff) == 0x10)
         write_register(chip, value);
+    else if ((gpa & 0xff) == 0x40)
+        ioapic_eoi(chip, (uint8_t)value);
     pthread_mutex_unlock(&chip->lock);
     return true;
 }

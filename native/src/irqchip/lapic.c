@@ -3,7 +3,7 @@
  *
  * regs[] has the layout of KVM's image. Everything but the three atomics is under l->lock; other
  * threads come through lapic_deliver, the vCPU's own through the rest. The bus clock is 1 GHz, one
- * count per nanosecond and divider step, as in KVM. The APIC ID is read-only, as on current parts.
+ * count per nanosecond and divider step, as in KVM. In xAPIC mode software can change the APIC ID.
  */
 #include "lapic_impl.h"
 
@@ -32,7 +32,7 @@ bool lapic_refresh(struct lapic *l)
     int irr = highest_vector(l, R_IRR);
     bool enabled = hw_enabled(l);
     uint32_t lint0 = rd(l, R_LVT_LINT0);
-    bool deliverable = enabled && irr >= 0 && ((uint32_t)irr & 0xf0) > (lapic_processor_priority(l) & 0xf0);
+    bool deliverable = enabled && (l->extint || (irr >= 0 && ((uint32_t)irr & 0xf0) > (lapic_processor_priority(l) & 0xf0)));
     /* Virtual wire: SDM 3A "Local Vector Table"; without a local APIC the pair drives INTR itself. */
     bool pic = enabled ? !(lint0 & LVT_MASKED) && (lint0 >> 8 & 7) == DELIVER_EXTINT
                        : (atomic_load(&l->base) & BASE_BSP) != 0;
@@ -56,10 +56,11 @@ static bool accept_vector(struct lapic *l, uint8_t vector, bool level);
 void lapic_report_error(struct lapic *l, uint32_t bit)
 {
     uint32_t lvt = rd(l, R_LVT_ERROR);
-    bool is_new = !(l->errors & bit);
+    /* SDM 3A "Error Handling": only the write to ESR arms the interrupt again. */
+    bool armed = !l->errors;
     l->errors |= bit;
     /* An illegal vector in the error entry itself must not report for ever. */
-    if (is_new && !(lvt & LVT_MASKED) && (lvt & 0xff) >= 16)
+    if (armed && !(lvt & LVT_MASKED) && (lvt & 0xff) >= 16)
         (void)accept_vector(l, (uint8_t)lvt, false);
 }
 
@@ -79,32 +80,52 @@ static bool accept_vector(struct lapic *l, uint8_t vector, bool level)
     return true;
 }
 
-static void post_nmi(struct kvs_vcpu *c)
+static void post_init(struct kvs_vcpu *c)
 {
-    atomic_store(&c->nmi_pending, true);
+    atomic_store(&c->mp_state, KVS_MP_STATE_INIT_RECEIVED);
     vcpu_request(c, REQ_EVENT);
 }
 
-bool lapic_deliver_local(struct lapic *l, uint32_t lvt_register)
+/* SDM 3A "Local Vector Table". ExtINT is a state of LINT0, not an event: lapic_refresh. */
+void lapic_deliver_local(struct lapic *l, uint32_t lvt_register)
 {
     uint32_t lvt = rd(l, lvt_register), mode = lvt >> 8 & 7;
     if (lvt & LVT_MASKED)
-        return false;
+        return;
     if (lvt_register == R_LVT_TIMER || lvt_register == R_LVT_ERROR || mode == DELIVER_FIXED)
         (void)accept_vector(l, (uint8_t)lvt, false);
-    return lvt_register != R_LVT_TIMER && lvt_register != R_LVT_ERROR && mode == DELIVER_NMI;
+    else if (mode == DELIVER_NMI)
+        vcpu_post_nmi(l->vcpu);
+    else if (mode == DELIVER_INIT)
+        post_init(l->vcpu);
+}
+
+static bool lint0_is_level(const struct lapic *l)
+{
+    return (rd(l, R_LVT_LINT0) & (LVT_LEVEL | 0x700)) == LVT_LEVEL; /* fixed: the others are edges, or ExtINT */
+}
+
+void lapic_lint0_level(struct lapic *l)
+{
+    uint32_t *lvt = reg(l, R_LVT_LINT0);
+    if (!hw_enabled(l) || !lint0_is_level(l) || (*lvt & (LVT_MASKED | LVT_REMOTE_IRR)) ||
+        !atomic_load(&vm_of(l)->irqchip->pic.output))
+        return;
+    if (accept_vector(l, (uint8_t)*lvt, true))
+        *lvt |= LVT_REMOTE_IRR;
 }
 
 void lapic_lint0_rise(struct lapic *l)
 {
     pthread_mutex_lock(&l->lock);
-    bool nmi = hw_enabled(l) && lapic_deliver_local(l, R_LVT_LINT0);
+    if (lint0_is_level(l))
+        lapic_lint0_level(l);
+    else if (hw_enabled(l))
+        lapic_deliver_local(l, R_LVT_LINT0);
     (void)lapic_refresh(l);
     bool tell = atomic_load(&l->accepts_pic) || atomic_load(&l->deliverable);
     pthread_mutex_unlock(&l->lock);
-    if (nmi)
-        post_nmi(l->vcpu);
-    else if (tell)
+    if (tell)
         vcpu_request(l->vcpu, REQ_EVENT);
 }
 
@@ -134,16 +155,20 @@ int lapic_deliver(struct lapic *l, const struct apic_message *m)
         lapic_unlock(l);
         return taken;
     case DELIVER_NMI:
-        post_nmi(c);
+        vcpu_post_nmi(c);
         return 1;
     case DELIVER_INIT:
-        atomic_store(&c->mp_state, KVS_MP_STATE_INIT_RECEIVED);
-        vcpu_request(c, REQ_EVENT);
+        post_init(c);
+        return 1;
+    case DELIVER_EXTINT:
+        pthread_mutex_lock(&l->lock);
+        l->extint = true;
+        lapic_unlock(l);
         return 1;
     case DELIVER_SIPI:
         return (atomic_load(&l->base) & BASE_BSP) ? 0 : start_up(c, m->vector);
     }
-    return 0; /* SMI: there is no system-management mode; ExtINT comes from LINT0 only */
+    return 0; /* SMI: there is no system-management mode */
 }
 
 /* SDM 3A "Determining IPI Destination" */
@@ -152,10 +177,12 @@ bool lapic_match(struct lapic *l, const struct apic_message *m)
     uint32_t broadcast = m->wide ? UINT32_MAX : 0xff;
     if (!hw_enabled(l))
         return false;
+    if (m->everyone)
+        return l != m->except;
     if (m->dest == broadcast)
         return true;
     if (!m->logical)
-        return m->dest == l->id;
+        return m->dest == atomic_load(&l->dest);
     pthread_mutex_lock(&l->lock);
     uint32_t ldr = rd(l, R_LDR), dfr = rd(l, R_DFR);
     pthread_mutex_unlock(&l->lock);
@@ -169,13 +196,18 @@ bool lapic_match(struct lapic *l, const struct apic_message *m)
     return dfr >> 28 == 0 && ldr >> 4 == m->dest >> 4 && (ldr & m->dest & 0xf);
 }
 
+/* SDM 3A "Arbitration Priority Register": the task's priority, unless something in or before service has more. */
+uint32_t lapic_arbitration_priority(const struct lapic *l)
+{
+    int irr = highest_vector(l, R_IRR);
+    uint32_t priority = lapic_processor_priority(l), request = irr < 0 ? 0 : (uint32_t)irr & 0xf0;
+    return request > (priority & 0xf0) ? request : priority;
+}
+
 uint32_t lapic_priority(struct lapic *l)
 {
     pthread_mutex_lock(&l->lock);
-    uint32_t priority = lapic_processor_priority(l) & 0xf0;
-    int irr = highest_vector(l, R_IRR);
-    if (irr >= 0 && ((uint32_t)irr & 0xf0) > priority)
-        priority = (uint32_t)irr & 0xf0;
+    uint32_t priority = lapic_arbitration_priority(l) & 0xf0;
     pthread_mutex_unlock(&l->lock);
     return priority;
 }
@@ -192,7 +224,11 @@ int lapic_ack(struct lapic *l)
 {
     int vector = -1;
     pthread_mutex_lock(&l->lock);
-    if (atomic_load(&l->deliverable)) {
+    if (l->extint && hw_enabled(l)) {
+        vector = ACK_EXTINT;
+        l->extint = false;
+        (void)lapic_refresh(l);
+    } else if (atomic_load(&l->deliverable)) {
         vector = highest_vector(l, R_IRR);
         clear_vector(l, R_IRR, (uint8_t)vector);
         set_vector(l, R_ISR, (uint8_t)vector);
@@ -210,7 +246,13 @@ void lapic_write_eoi(struct lapic *l)
     if (vector >= 0) {
         level = test_vector(l, R_TMR, (uint8_t)vector);
         clear_vector(l, R_ISR, (uint8_t)vector);
+        if ((uint8_t)rd(l, R_LVT_LINT0) == vector) {
+            *reg(l, R_LVT_LINT0) &= ~LVT_REMOTE_IRR;
+            lapic_lint0_level(l);
+        }
     }
+    /* SDM 3A "EOI Register": the suppressed broadcast is made up for by the IOAPIC's EOI register */
+    level = level && !(rd(l, R_SPIV) & SPIV_NO_BROADCAST);
     lapic_unlock(l);
     if (level) {
         struct irqchip *chip = vm_of(l)->irqchip;
@@ -246,17 +288,14 @@ void lapic_write_icr(struct lapic *l, uint32_t low, uint32_t high)
     bool deassert = m.mode == DELIVER_INIT && (low & 0xc000) == 0x8000;
     if (illegal || deassert || m.mode == DELIVER_RESERVED || m.mode == DELIVER_EXTINT)
         return;
-    m.lowest = m.mode == DELIVER_LOWEST && !shorthand;
+    m.lowest = m.mode == DELIVER_LOWEST;
+    m.everyone = shorthand >= 2;
+    /* "Valid Combinations": the sender itself takes vectors only. */
+    m.except = shorthand == 2 && m.mode <= DELIVER_LOWEST ? NULL : l;
     pthread_mutex_lock(&chip->lock);
-    if (!shorthand) {
+    if (shorthand != 1)
         (void)apic_send(chip, &m);
-    } else if (shorthand == 1) {
-        if (m.mode == DELIVER_FIXED)
-            (void)lapic_deliver(l, &m);
-    } else {
-        for (uint32_t i = 0; i < chip->lapic_count; i++)
-            if (chip->lapics[i] != l || (shorthand == 2 && m.mode <= DELIVER_LOWEST))
-                (void)lapic_deliver(chip->lapics[i], &m);
-    }
+    else if (m.mode == DELIVER_FIXED)
+        (void)lapic_deliver(l, &m);
     pthread_mutex_unlock(&chip->lock);
 }

@@ -5,14 +5,16 @@
 #include "chips.h"
 
 enum {
-    R_ID = 0x20, R_VERSION = 0x30, R_TPR = 0x80, R_PPR = 0xa0, R_EOI = 0xb0, R_LDR = 0xd0,
+    R_ID = 0x20, R_VERSION = 0x30, R_TPR = 0x80, R_APR = 0x90, R_PPR = 0xa0, R_EOI = 0xb0, R_LDR = 0xd0,
     R_DFR = 0xe0, R_SPIV = 0xf0, R_ISR = 0x100, R_TMR = 0x180, R_IRR = 0x200, R_ESR = 0x280,
     R_LVT_CMCI = 0x2f0, R_ICR = 0x300, R_ICR2 = 0x310, R_LVT_TIMER = 0x320, R_LVT_THERMAL = 0x330,
     R_LVT_PERF = 0x340, R_LVT_LINT0 = 0x350, R_LVT_LINT1 = 0x360, R_LVT_ERROR = 0x370,
     R_TMICT = 0x380, R_TMCCT = 0x390, R_TDCR = 0x3e0, R_SELF_IPI = 0x3f0,
 };
 /* Words of the image that the hardware leaves unused hold what it does not show. */
-enum { IMAGE_ERRORS = (R_ESR >> 2) + 1, IMAGE_TIMER_LO = (R_TMCCT >> 2) + 1, IMAGE_TIMER_HI };
+enum { IMAGE_ERRORS = (R_ESR >> 2) + 1, IMAGE_FLAGS, IMAGE_TIMER_LO = (R_TMCCT >> 2) + 1, IMAGE_TIMER_HI };
+
+enum { IMAGE_EXTINT = 1 };
 
 #define BASE_BSP 0x100ull
 #define BASE_X2APIC 0x400ull
@@ -20,10 +22,13 @@ enum { IMAGE_ERRORS = (R_ESR >> 2) + 1, IMAGE_TIMER_LO = (R_TMCCT >> 2) + 1, IMA
 #define BASE_DEFAULT 0xfee00000ull
 #define BASE_RESERVED (~PHYS_MASK | 0x2ffull)
 
-#define APIC_VERSION 0x50014u /* six LVT entries, no EOI-broadcast suppression */
+#define APIC_VERSION 0x1050014u /* six LVT entries, EOI-broadcast suppression */
 #define SPIV_ENABLE 0x100u
-#define SPIV_WRITABLE 0x1ffu
+#define SPIV_NO_BROADCAST 0x1000u
+#define SPIV_WRITABLE 0x11ffu
 #define LVT_MASKED 0x10000u
+#define LVT_LEVEL 0x8000u
+#define LVT_REMOTE_IRR 0x4000u
 #define LVT_STATUS 0x5000u /* delivery status and remote IRR: read-only */
 #define LVT_TIMER_MODE 0x60000u
 enum { TIMER_ONE_SHOT = 0, TIMER_PERIODIC = 0x20000, TIMER_TSC_DEADLINE = 0x40000 };
@@ -60,13 +65,16 @@ static inline bool test_vector(struct lapic *l, uint32_t bank, uint8_t v) { retu
 
 /* ---- lapic.c ---- */
 uint32_t lapic_processor_priority(const struct lapic *l);
+uint32_t lapic_arbitration_priority(const struct lapic *l);
 /* Under the lock, after every change of what the lock-free readers want to know. True: there is news. */
 bool lapic_refresh(struct lapic *l);
 /* Refreshes, unlocks, and tells the vCPU if there is news. */
 void lapic_unlock(struct lapic *l);
 void lapic_report_error(struct lapic *l, uint32_t bit); /* under the lock */
-/* Under the lock: a local source has fired. True: an NMI is to be posted. */
-bool lapic_deliver_local(struct lapic *l, uint32_t lvt_register);
+/* Under the lock: a local source has fired. */
+void lapic_deliver_local(struct lapic *l, uint32_t lvt_register);
+/* Under the lock: a level at LINT0 that is not in service asks. */
+void lapic_lint0_level(struct lapic *l);
 void lapic_write_eoi(struct lapic *l);                  /* these three take the lock */
 void lapic_write_tpr(struct lapic *l, uint32_t value);
 void lapic_write_icr(struct lapic *l, uint32_t low, uint32_t high);

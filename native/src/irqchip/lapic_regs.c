@@ -3,10 +3,18 @@
 
 #include <stdlib.h>
 
-static uint32_t lvt_writable(uint32_t offset)
+static bool cpuid_has(struct kvs_vcpu *c, uint64_t ecx_bit)
+{
+    for (uint32_t i = 0; i < c->cpuid_count; i++)
+        if (c->cpuid[i].function == 1)
+            return c->cpuid[i].ecx & ecx_bit;
+    return !c->cpuid_count;
+}
+
+static uint32_t lvt_writable(const struct lapic *l, uint32_t offset)
 {
     switch (offset) {
-    case R_LVT_TIMER: return 0x700ff;
+    case R_LVT_TIMER: return cpuid_has(l->vcpu, CPUID1_ECX_TSC_DEADLINE) ? 0x700ff : 0x300ff;
     case R_LVT_THERMAL: case R_LVT_PERF: return 0x107ff;
     case R_LVT_LINT0: case R_LVT_LINT1: return 0x1a7ff;
     case R_LVT_ERROR: return 0x100ff;
@@ -16,16 +24,20 @@ static uint32_t lvt_writable(uint32_t offset)
 
 static bool write_lvt(struct lapic *l, uint32_t offset, uint32_t value)
 {
-    uint32_t writable = lvt_writable(offset);
+    uint32_t writable = lvt_writable(l, offset);
     if (!writable)
         return false;
     value &= writable;
     if (!(rd(l, R_SPIV) & SPIV_ENABLE))
         value |= LVT_MASKED;
+    if (offset == R_LVT_LINT0 && value & LVT_LEVEL)
+        value |= rd(l, offset) & LVT_REMOTE_IRR;
     if (offset == R_LVT_TIMER)
         lapic_write_lvt_timer(l, value);
     else
         *reg(l, offset) = value;
+    if (offset == R_LVT_LINT0)
+        lapic_lint0_level(l);
     return true;
 }
 
@@ -78,6 +90,13 @@ static bool write_register(struct lapic *l, uint32_t offset, uint32_t value)
     return write_lvt(l, offset, value);
 }
 
+/* The register's form depends on the mode. */
+static void set_id(struct lapic *l, uint32_t value)
+{
+    *reg(l, R_ID) = value;
+    atomic_store(&l->dest, x2apic(l) ? value : value >> 24);
+}
+
 bool lapic_mmio_match(struct kvs_vcpu *c, uint64_t gpa)
 {
     if (!c->lapic)
@@ -95,6 +114,8 @@ uint32_t lapic_mmio_read(struct kvs_vcpu *c, uint32_t offset)
     pthread_mutex_lock(&l->lock);
     if (offset == R_DFR || offset == R_ICR2)
         value = rd(l, offset);
+    else if (offset == R_APR)
+        value = lapic_arbitration_priority(l);
     else if (offset != R_EOI && !read_register(l, offset, &value)) {
         value = 0;
         lapic_report_error(l, ERR_REGISTER);
@@ -125,7 +146,9 @@ void lapic_mmio_write(struct kvs_vcpu *c, uint32_t offset, uint32_t value)
         *reg(l, R_DFR) = value | 0x0fffffff;
     else if (offset == R_ICR2)
         *reg(l, R_ICR2) = value & 0xff000000;
-    else if (!icr && offset != R_ID && offset != R_VERSION && offset != R_PPR && offset != R_TMCCT)
+    else if (offset == R_ID)
+        set_id(l, value & 0xff000000);
+    else if (!icr && offset != R_VERSION && offset != R_APR && offset != R_PPR && offset != R_TMCCT)
         known = write_register(l, offset, value);
     if (!known)
         lapic_report_error(l, ERR_REGISTER);
@@ -136,14 +159,6 @@ void lapic_mmio_write(struct kvs_vcpu *c, uint32_t offset, uint32_t value)
 
 /* ---- MSRs ---- */
 
-static bool cpuid_has(struct kvs_vcpu *c, uint64_t ecx_bit)
-{
-    for (uint32_t i = 0; i < c->cpuid_count; i++)
-        if (c->cpuid[i].function == 1)
-            return c->cpuid[i].ecx & ecx_bit;
-    return !c->cpuid_count;
-}
-
 uint64_t lapic_base(struct kvs_vcpu *c) { return c->lapic ? atomic_load(&c->lapic->base) : 0; }
 
 static uint32_t x2apic_ldr(uint32_t id) { return (id >> 4) << 16 | 1u << (id & 15); }
@@ -153,6 +168,7 @@ static void reset_registers(struct lapic *l)
 {
     memset(l->regs, 0, sizeof l->regs);
     l->errors = 0;
+    l->extint = false;
     l->tsc_deadline = 0;
     lapic_timer_set(l, CLOCK_NEVER);
     *reg(l, R_VERSION) = APIC_VERSION;
@@ -167,7 +183,7 @@ static void reset_registers(struct lapic *l)
 
 static void set_mode_registers(struct lapic *l)
 {
-    *reg(l, R_ID) = x2apic(l) ? l->id : l->id << 24;
+    set_id(l, x2apic(l) ? l->id : l->id << 24);
     if (x2apic(l))
         *reg(l, R_LDR) = x2apic_ldr(l->id);
 }
@@ -181,7 +197,8 @@ static void change_base(struct lapic *l, uint64_t value)
         reset_registers(l); /* SDM 3A "Enabling or Disabling the Local APIC": state may be lost */
     if ((old ^ value) & BASE_X2APIC && !(value & BASE_X2APIC))
         *reg(l, R_LDR) = 0;
-    set_mode_registers(l);
+    if ((old ^ value) & (BASE_ENABLE | BASE_X2APIC))
+        set_mode_registers(l);
     lapic_unlock(l);
 }
 
@@ -251,16 +268,16 @@ int lapic_msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value)
 }
 
 /* Bits that WRMSR may set; a register that is not there, or is read-only, has none. */
-static uint32_t x2apic_writable(uint32_t offset)
+static uint32_t x2apic_writable(const struct lapic *l, uint32_t offset)
 {
     switch (offset) {
     case R_TPR: case R_SELF_IPI: return 0xff;
     case R_SPIV: return SPIV_WRITABLE;
     case R_TMICT: return UINT32_MAX;
     case R_TDCR: return 0xb;
-    case R_LVT_LINT0: case R_LVT_LINT1: return lvt_writable(offset) | LVT_STATUS;
+    case R_LVT_LINT0: case R_LVT_LINT1: return lvt_writable(l, offset) | LVT_STATUS;
     }
-    uint32_t lvt = lvt_writable(offset);
+    uint32_t lvt = lvt_writable(l, offset);
     return lvt ? lvt | 0x1000 : 0;
 }
 
@@ -272,7 +289,7 @@ static int x2apic_write(struct lapic *l, uint32_t offset, uint64_t value)
         lapic_write_icr(l, (uint32_t)value, (uint32_t)(value >> 32));
         return 0;
     }
-    uint32_t writable = x2apic_writable(offset);
+    uint32_t writable = x2apic_writable(l, offset);
     if ((!writable && offset != R_EOI && offset != R_ESR) || (value & ~(uint64_t)writable))
         return -1;
     switch (offset) {
@@ -385,17 +402,20 @@ void lapic_destroy(struct kvs_vcpu *c)
     free(l);
 }
 
-/* INIT leaves the base, and with it the mode, alone. SDM 3A "Local APIC State After It Receives an INIT Reset" */
+/* INIT leaves the base, and with it the mode, and the ID alone. SDM 3A "Local APIC State After It Receives an INIT Reset" */
 void lapic_reset(struct kvs_vcpu *c, bool is_init)
 {
     struct lapic *l = c->lapic;
     if (!l)
         return;
     pthread_mutex_lock(&l->lock);
+    uint32_t id = rd(l, R_ID);
     if (!is_init)
         atomic_store(&l->base, BASE_DEFAULT | BASE_ENABLE | (l->id ? 0 : BASE_BSP));
     reset_registers(l);
     set_mode_registers(l);
+    if (is_init)
+        set_id(l, id);
     (void)lapic_refresh(l);
     pthread_mutex_unlock(&l->lock);
 }
@@ -412,6 +432,7 @@ void lapic_get_state(struct kvs_vcpu *c, struct kvs_lapic_state *s)
     image[R_PPR >> 2] = lapic_processor_priority(l);
     image[R_TMCCT >> 2] = lapic_timer_count(l);
     image[IMAGE_ERRORS] = l->errors;
+    image[IMAGE_FLAGS] = l->extint ? IMAGE_EXTINT : 0;
     /* The count alone would lose the divider's phase. 1: expired, not yet seen by the timer thread. */
     if (lapic_timer_mode(l) != TIMER_TSC_DEADLINE && l->expiry != CLOCK_NEVER) {
         uint64_t left = max_u64(lapic_timer_remaining(l), 1);
@@ -443,15 +464,19 @@ int lapic_set_state(struct kvs_vcpu *c, const struct kvs_lapic_state *s)
     for (uint32_t bank = R_ISR; bank <= R_IRR; bank += 0x80)
         *reg(l, bank) &= 0xffff0000;
     for (uint32_t o = R_LVT_TIMER; o <= R_LVT_ERROR; o += 0x10)
-        *reg(l, o) = image[o >> 2] & lvt_writable(o);
+        *reg(l, o) = (image[o >> 2] & lvt_writable(l, o)) | (rd(l, R_SPIV) & SPIV_ENABLE ? 0 : LVT_MASKED);
+    if (rd(l, R_LVT_LINT0) & LVT_LEVEL)
+        *reg(l, R_LVT_LINT0) |= image[R_LVT_LINT0 >> 2] & LVT_REMOTE_IRR;
     *reg(l, R_DFR) = image[R_DFR >> 2] | 0x0fffffff;
     *reg(l, R_VERSION) = APIC_VERSION;
     set_mode_registers(l);
     if (!x2apic(l)) {
+        set_id(l, image[R_ID >> 2] & 0xff000000);
         *reg(l, R_LDR) &= 0xff000000;
         *reg(l, R_ICR2) &= 0xff000000;
     }
     l->errors = image[IMAGE_ERRORS] & ERR_ALL;
+    l->extint = image[IMAGE_FLAGS] & IMAGE_EXTINT;
     lapic_timer_restore(l, image);
     lapic_unlock(l);
     return KVS_OK;

@@ -55,7 +55,7 @@ void lapic_write_tdcr(struct lapic *l, uint32_t value)
 
 static void timer_expired(struct lapic *l, uint64_t now)
 {
-    (void)lapic_deliver_local(l, R_LVT_TIMER);
+    lapic_deliver_local(l, R_LVT_TIMER);
     l->tsc_deadline = 0;
     if (lapic_timer_mode(l) != TIMER_PERIODIC || !rd(l, R_TMICT)) {
         l->expiry = CLOCK_NEVER;

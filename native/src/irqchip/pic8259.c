@@ -73,7 +73,10 @@ static void update_output(struct irqchip *chip)
         return;
     for (uint32_t i = 0; i < chip->lapic_count; i++)
         lapic_lint0_rise(chip->lapics[i]);
+    ioapic_extint(chip);
 }
+
+int pic_spurious(const struct irqchip *chip) { return chip->pic.chip[0].irq_base + 7; }
 
 static void update(struct irqchip *chip)
 {

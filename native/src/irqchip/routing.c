@@ -104,7 +104,17 @@ int irqchip_ack(struct kvs_vcpu *c)
         vector = pic_ack(chip);
         pthread_mutex_unlock(&chip->lock);
     }
-    return vector >= 0 ? vector : lapic_ack(l);
+    if (vector >= 0)
+        return vector;
+    vector = lapic_ack(l);
+    if (vector == ACK_EXTINT) {
+        pthread_mutex_lock(&chip->lock);
+        vector = pic_ack(chip);
+        if (vector < 0) /* 8259A data sheet: the request went away before the INTA cycle */
+            vector = pic_spurious(chip);
+        pthread_mutex_unlock(&chip->lock);
+    }
+    return vector;
 }
 
 /* ---- destinations ---- */
@@ -160,7 +170,7 @@ static int send_msi(struct irqchip *chip, uint32_t address_lo, uint32_t data)
     };
     bool redirect = address_lo >> 3 & 1;
     /* Elsewhere it would be a write to memory, not a message. */
-    if (address_lo >> 20 != 0xfee)
+    if (address_lo >> 20 != 0xfee || m.mode == DELIVER_RESERVED || m.mode == DELIVER_SIPI)
         return -1;
     m.lowest = m.mode == DELIVER_LOWEST || (m.mode == DELIVER_FIXED && redirect && m.logical);
     return apic_send(chip, &m);
