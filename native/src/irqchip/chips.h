@@ -54,17 +54,24 @@ struct pic8259 {
 };
 
 struct pit_channel {
-    struct kvs_pit_channel_state s;
+    struct kvs_pit_channel_state s; /* but for count_load_time, which is start */
+    int64_t start;       /* in ticks; see pit8254.c */
+    int64_t load_tick;   /* the count is loaded with this tick */
     uint32_t next_count; /* of modes 1, 2, 3, 5: taken at the next cycle or trigger; 0 none */
     bool loaded;         /* a count was written since the control word */
+    bool at_end;         /* mode 3: next_count waits for the end of the low half */
+    bool was_low;        /* the output before load_tick */
+    bool is_new;         /* what is loaded then was written after the last load */
 };
 
 struct pit8254 {
     pthread_mutex_t lock;
     struct kvs_vm *vm;
     struct pit_channel ch[3];
-    bool speaker, hpet_legacy, line;
-    uint64_t next_edge; /* of channel 0's output; CLOCK_NEVER none */
+    bool speaker, hpet_legacy;
+    bool line; /* GSI 0, as last set: between edges the output may be low */
+    uint64_t next_event; /* of channel 0, in ns: its output rises or a count is taken; CLOCK_NEVER none */
+    bool event_rises;
     struct vm_timer timer;
 };
 
