@@ -25,7 +25,7 @@ public sealed class DemoGuestTests
         string output = serial.GetOutputText();
         Assert.True(exit.Kind == VmExitKind.PowerOff, $"{exit}\n{output}");
         Assert.Contains("one page at two addresses, fault at 0xffff800000005000 handled", output);
-        Assert.Matches(" 6[12] PIT ticks", output);
+        Assert.Matches(" 61 PIT ticks", output);
         int apicTicks = int.Parse(Regex.Match(output, @"(\d+) local APIC ticks").Groups[1].Value);
         Assert.InRange(apicTicks, clock == ClockMode.Virtual ? 99 : 70, clock == ClockMode.Virtual ? 100 : 110);
         Assert.Contains("power-off  ACPI", output);
