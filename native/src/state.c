@@ -111,10 +111,10 @@ static bool sregs_possible(const struct kvs_vcpu *c, const struct kvs_sregs *s)
     if (lma && !(s->cr4 & CR4_PAE)) return false;
     if (!lma && (s->cr4 & CR4_PCIDE)) return false;
     if (s->cs.l && s->cs.db && lma) return false;
-    if (s->cr3 & ~PHYS_MASK) return false;
+    if (s->cr3 & ~cr3_allowed(c)) return false;
     if (s->cr8 > 15) return false;
-    return !(lma && (!is_canonical48(s->fs.base) || !is_canonical48(s->gs.base) || !is_canonical48(s->gdt.base) ||
-                     !is_canonical48(s->idt.base) || !is_canonical48(s->tr.base) || !is_canonical48(s->ldt.base)));
+    return !(lma && (!is_canonical_widest(c, s->fs.base) || !is_canonical_widest(c, s->gs.base) || !is_canonical_widest(c, s->gdt.base) ||
+                     !is_canonical_widest(c, s->idt.base) || !is_canonical_widest(c, s->tr.base) || !is_canonical_widest(c, s->ldt.base)));
 }
 
 KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s)
@@ -149,6 +149,7 @@ KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s
     }
     tlb_flush_all(c);
     segments_changed(c);
+    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return give(c, KVS_OK);
 }
@@ -199,7 +200,7 @@ KVS_API int32_t kvs_vcpu_set_fpu(struct kvs_vcpu *c, const struct kvs_fpu *f)
     return give(c, KVS_OK);
 }
 
-/* The XSAVE area in the standard format. AVX is there when the CPUID table has it. SDM 1 "XSAVE Area" */
+/* The XSAVE area in the standard format. AVX and PKRU are there when the CPUID table has them. SDM 1 "XSAVE Area" */
 KVS_API int32_t kvs_vcpu_get_xsave(struct kvs_vcpu *c, struct kvs_xsave *x)
 {
     TAKE(c, x);
@@ -218,6 +219,7 @@ KVS_API int32_t kvs_vcpu_get_xsave(struct kvs_vcpu *c, struct kvs_xsave *x)
     st64(p + XSTATE_HEADER, xcr0_allowed(c));
     if (has_feature(c, FEAT_AVX))
         for (uint32_t n = 0; n < 16; n++) memcpy(p + XSTATE_YMM + n * 16, c->fpu.vec[n] + 16, 16);
+    if (has_feature(c, FEAT_PKU)) st32(p + XSTATE_PKRU_AT, c->pkru);
     return give(c, KVS_OK);
 }
 
@@ -245,6 +247,7 @@ KVS_API int32_t kvs_vcpu_set_xsave(struct kvs_vcpu *c, const struct kvs_xsave *x
         if (bv & XSTATE_AVX) memcpy(c->fpu.vec[n] + 16, p + XSTATE_YMM + n * 16, 16);
         else memset(c->fpu.vec[n] + 16, 0, 16);
     }
+    pkru_write(c, bv & XSTATE_PKRU ? ld32(p + XSTATE_PKRU_AT) : 0);
     return give(c, KVS_OK);
 }
 
@@ -433,7 +436,7 @@ KVS_API int32_t kvs_vcpu_translate(struct kvs_vcpu *c, struct kvs_translation *t
     memset(t, 0, sizeof *t);
     t->linear_address = la;
     pthread_mutex_lock(&c->vm->lock); /* outside guest code only this keeps the slots in place */
-    if (is_canonical48(la) && mmu_walk(c, la, ACC_R, false, true, true, &w) == 0) {
+    if (is_canonical(c, la) && mmu_walk(c, la, ACC_R, false, true, true, &w) == 0) {
         t->physical_address = w.gpa;
         t->valid = 1;
         t->usermode = w.readable_by_class[TLB_USER];

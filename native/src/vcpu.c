@@ -30,6 +30,15 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     c->tlb = &c->tlb_classes[c->cpl == 3 ? TLB_USER : c->eflags & FLAG_AC ? TLB_SUPER_AC : TLB_SUPER];
 }
 
+/* SDM 3A "5-Level Paging and 4-Level Paging", "Linear-Address Masking" */
+void vcpu_update_linear(struct kvs_vcpu *c)
+{
+    const bool wide = c->cr4 & CR4_LA57;
+    c->la_bits = wide ? 57 : 48;
+    c->lam_user = !is_long_mode(c) ? 0 : c->cr3 & CR3_LAM_U57 ? 57 : c->cr3 & CR3_LAM_U48 ? 48 : 0;
+    c->lam_super = !(c->cr4 & CR4_LAM_SUP) ? 0 : c->la_bits;
+}
+
 void vcpu_request(struct kvs_vcpu *c, uint32_t req)
 {
     atomic_fetch_or(&c->requests, req);
@@ -70,6 +79,7 @@ static void common_reset(struct kvs_vcpu *c)
     c->dr6 = 0xffff0ff0u;
     c->dr7 = 0x400;
     memset(c->pdptr, 0, sizeof c->pdptr);
+    vcpu_update_linear(c);
     c->cpl = 0;
     c->int_shadow = 0;
     memset(&c->exc, 0, sizeof c->exc);
@@ -115,6 +125,7 @@ void vcpu_reset(struct kvs_vcpu *c)
     const struct kvs_vcpu *bsp = c->vm->vcpus[0];
     c->tsc_offset = c->id && bsp ? bsp->tsc_offset : -(int64_t)clock_tsc(c->vm);
     c->xcr0 = 1;
+    c->pkru = 0;
     c->budget = 0;
     c->retired_end = 0;
     c->insn_limit = UINT64_MAX;

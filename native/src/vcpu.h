@@ -143,6 +143,8 @@ struct kvs_vcpu {
     uint32_t eflags;         /* everything but the status flags; bit 1 set */
     uint8_t cpl;
     uint8_t int_shadow;      /* 1: MOV SS, 2: STI; holds for one instruction */
+    uint8_t la_bits;         /* of canonical addresses: 48, or 57 with 5-level paging */
+    uint8_t lam_user, lam_super; /* linear-address masking: bits that count of pointers with bit 63 clear and set; 0: off */
     /* ---- where we are ---- */
     uint64_t rip;            /* valid outside handlers */
     const struct kvs_insn *cur; /* the instruction that left (set by leave) */
@@ -168,6 +170,7 @@ struct kvs_vcpu {
     uint64_t msr_mc[4 * 10];
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
     uint64_t xcr0;
+    uint32_t pkru;
     struct fpu fpu;
     /* ---- events ---- */
     struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; bool is_soft; } exc;
@@ -233,6 +236,9 @@ static inline void flags_write(struct kvs_vcpu *c, uint32_t f)
     c->eflags = (f & ~FLAGS_STATUS) | 2u;
 }
 
+/* In this paging mode; see also is_canonical_widest. */
+static inline bool is_canonical(const struct kvs_vcpu *c, uint64_t la) { return sign_extend(la, c->la_bits) == la; }
+
 static inline bool is_long_mode(const struct kvs_vcpu *c) { return c->efer & EFER_LMA; }
 static inline bool is_code64(const struct kvs_vcpu *c) { return (c->mode & MODE_SIZE) == MODE_64; }
 static inline bool is_protected(const struct kvs_vcpu *c) { return c->cr0 & CR0_PE; }
@@ -247,6 +253,8 @@ void vcpu_reset(struct kvs_vcpu *c);       /* power-on: SDM 3A "Processor State 
 void vcpu_init_reset(struct kvs_vcpu *c);  /* INIT: keeps FPU, caches, most MSRs */
 /* Recomputes c->mode, c->tlb and c->jc_key from segments, CRs, EFER, EFLAGS and MXCSR. Cheap. */
 void vcpu_update_mode(struct kvs_vcpu *c);
+/* Recomputes what follows from CR3 and CR4 about the width of linear addresses. */
+void vcpu_update_linear(struct kvs_vcpu *c);
 /* Posts requests and wakes the vCPU. Any thread. Never lost. */
 void vcpu_request(struct kvs_vcpu *c, uint32_t req);
 /* An NMI for this vCPU. Any thread. SDM 3A "Handling Multiple NMIs" */

@@ -61,6 +61,10 @@ enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, 
 #define CR4_SMEP 0x100000u
 #define CR4_SMAP 0x200000u
 #define CR4_PKE 0x400000u
+#define CR4_LAM_SUP 0x10000000u
+
+#define CR3_LAM_U57 BIT(61)
+#define CR3_LAM_U48 BIT(62)
 
 #define EFER_SCE 0x1u
 #define EFER_LME 0x100u
@@ -96,6 +100,7 @@ enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, 
 #define MAXPHYADDR 46
 #define PHYS_MASK (BIT(MAXPHYADDR) - 1)
 
-static inline bool is_canonical48(uint64_t la) { return (uint64_t)((int64_t)(la << 16) >> 16) == la; }
+/* bits: linear address bits that count. SDM 1 "Canonical Addressing" */
+static inline uint64_t sign_extend(uint64_t la, uint32_t bits) { return (uint64_t)((int64_t)(la << (64 - bits)) >> (64 - bits)); }
 
 #endif

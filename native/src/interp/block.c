@@ -337,7 +337,7 @@ struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st)
     uint64_t rip = c->rip, la = code64 ? rip : (uint32_t)(c->seg[SEG_CS].base + rip);
     *st = ST_FAULT;
     if (code64) {
-        if (!is_canonical48(rip)) {
+        if (!is_canonical(c, rip)) {
             raise_gp(c, 0);
             return NULL;
         }

@@ -261,10 +261,10 @@ OP(jcxz)
 
 /* ---- calls, returns, indirect jumps ---- */
 /* The branch itself faults, before RSP or RIP change. SDM 2A "JMP", "CALL", 2B "RET" */
-static inline bool not_canonical(uint64_t rip) { return (uint64_t)(((int64_t)rip >> 47) + 1) > 1; }
+static inline bool maybe_not_canonical(uint64_t rip) { return (uint64_t)(((int64_t)rip >> 47) + 1) > 1; } /* the slow twin knows */
 static int near_target_check(struct kvs_vcpu *c, uint64_t rip)
 {
-    if (is_code64(c)) return not_canonical(rip) ? raise_gp(c, 0) : ST_OK;
+    if (is_code64(c)) return is_canonical(c, rip) ? ST_OK : raise_gp(c, 0);
     return rip > c->seg[SEG_CS].limit ? raise_gp(c, 0) : ST_OK;
 }
 
@@ -326,7 +326,7 @@ OP(call_ind)
     budget -= i->since;
     if (UNLIKELY(i->dst == INSN_MEM || !is_code64(c) || !(c->mode & MODE_FLAT))) return call_ind_slow(c, i, budget);
     uint64_t sp = c->gpr[RSP] - 8, rip = c->gpr[i->dst];
-    if (UNLIKELY(not_canonical(rip))) return call_ind_slow(c, i, budget);
+    if (UNLIKELY(maybe_not_canonical(rip))) return call_ind_slow(c, i, budget);
     FAST_HOST_AT(uint64_t, p, TLB_W, sp, call_ind_slow);
     st64(p, c->gpr[GPR_RIPBASE] + i->off + i->len);
     c->gpr[RSP] = sp;
@@ -360,7 +360,7 @@ OP(jmp_ind)
         if (UNLIKELY(!p)) return jmp_ind_slow(c, i, budget);
         rip = ld64(p);
     }
-    if (UNLIKELY(not_canonical(rip))) return jmp_ind_slow(c, i, budget);
+    if (UNLIKELY(maybe_not_canonical(rip))) return jmp_ind_slow(c, i, budget);
     c->rip = rip;
     return op_dispatch(c, i, budget);
 }
@@ -388,7 +388,7 @@ OP(ret)
     if (UNLIKELY(!is_code64(c) || !(c->mode & MODE_FLAT))) return ret_slow(c, i, budget);
     FAST_HOST_AT(uint64_t, p, TLB_R, c->gpr[RSP], ret_slow);
     uint64_t rip = ld64(p);
-    if (UNLIKELY(not_canonical(rip))) return ret_slow(c, i, budget);
+    if (UNLIKELY(maybe_not_canonical(rip))) return ret_slow(c, i, budget);
     c->rip = rip;
     c->gpr[RSP] += 8 + i->imm;
     return op_dispatch(c, i, budget);

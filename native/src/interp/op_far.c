@@ -135,7 +135,7 @@ OPX(sysret)
     if (!(c->efer & EFER_SCE) || !is_protected(c) || (!is_code64(c) && !cpuid_is_amd(c))) return raise_ud(c);
     if (c->cpl != 0) return raise_gp(c, 0);
     /* Intel checks RCX while still at CPL 0; AMD loads it and faults in user mode. */
-    if (to64 && !is_canonical48(c->gpr[RCX]) && !cpuid_is_amd(c)) return raise_gp(c, 0);
+    if (to64 && !is_canonical(c, c->gpr[RCX]) && !cpuid_is_amd(c)) return raise_gp(c, 0);
     uint16_t base = (uint16_t)(c->msr_star >> 48);
     c->rip = to64 ? c->gpr[RCX] : (uint32_t)c->gpr[RCX];
     if (is_long_mode(c)) flags_write(c, (uint32_t)c->gpr[R11] & 0x3c7fd7);
@@ -166,7 +166,7 @@ OPX(sysexit)
     bool to64 = INSN_OSIZE(i) == 8;
     if (is_long_mode(c) && cpuid_is_amd(c)) return raise_ud(c);
     if (!is_protected(c) || c->cpl != 0 || !(c->msr_sysenter_cs & 0xfffc)) return raise_gp(c, 0);
-    if (to64 && (!is_canonical48(c->gpr[RCX]) || !is_canonical48(c->gpr[RDX]))) return raise_gp(c, 0);
+    if (to64 && (!is_canonical(c, c->gpr[RCX]) || !is_canonical(c, c->gpr[RDX]))) return raise_gp(c, 0);
     uint16_t cs = (uint16_t)((c->msr_sysenter_cs & 0xfffc) + (to64 ? 32 : 16));
     c->gpr[RSP] = to64 ? c->gpr[RCX] : (uint32_t)c->gpr[RCX];
     c->rip = to64 ? c->gpr[RDX] : (uint32_t)c->gpr[RDX];

@@ -149,7 +149,7 @@ static int write_base(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t seg
 {
     uint64_t v = reg_get(c, i->dst, INSN_OSIZE(i));
     if (!(c->cr4 & CR4_FSGSBASE)) return raise_ud(c);
-    if (!is_canonical48(v)) return raise_gp(c, 0);
+    if (!is_canonical(c, v)) return raise_gp(c, 0); /* not as WRMSR has it: silicon that has 57 bits goes by CR4.LA57 */
     set_base(c, seg, v);
     return ST_OK;
 }
@@ -188,7 +188,7 @@ static int load_table(struct kvs_vcpu *c, const struct kvs_insn *i, struct dtabl
     if (st != ST_OK) return st;
     uint64_t base = ld64(raw + 2);
     if (!is_code64(c) && INSN_OSIZE(i) == 2) base &= 0xffffff; /* SDM 2 "LGDT/LIDT": 24 bits */
-    if (!is_canonical48(base)) return raise_gp(c, 0);
+    if (!is_canonical_widest(c, base)) return raise_gp(c, 0);
     *t = (struct dtable){ .base = base, .limit = ld16(raw) };
     return ST_OK;
 }
@@ -205,7 +205,7 @@ static int read_system(struct kvs_vcpu *c, uint16_t sel, struct descriptor *d)
     int st = descriptor_read(c, sel, d);
     if (st == ST_OK && is_long_mode(c)) {
         st = descriptor_read_high(c, sel, d, &reserved);
-        if (st == ST_OK && (reserved & 0x1f00 || !is_canonical48(d->base))) return raise_gp(c, error);
+        if (st == ST_OK && (reserved & 0x1f00 || !is_canonical_widest(c, d->base))) return raise_gp(c, error);
     }
     return st < 0 ? raise_gp(c, error) : st;
 }
@@ -390,6 +390,23 @@ static int set_ac(struct kvs_vcpu *c, bool on)
 OPX(clac) { return set_ac(c, false); }
 OPX(stac) { return set_ac(c, true); }
 
+/* SDM 2 "RDPKRU", "WRPKRU" */
+OPX(rdpkru)
+{
+    if (!(c->cr4 & CR4_PKE)) return raise_ud(c);
+    if (REG32(RCX) != 0) return raise_gp(c, 0);
+    SET32(RAX, c->pkru);
+    SET32(RDX, 0);
+    return ST_OK;
+}
+OPX(wrpkru)
+{
+    if (!(c->cr4 & CR4_PKE)) return raise_ud(c);
+    if (REG32(RCX) != 0 || REG32(RDX) != 0) return raise_gp(c, 0);
+    pkru_write(c, REG32(RAX));
+    return ST_OK;
+}
+
 /* ---- TLB and caches ---- */
 
 static uint64_t operand_linear(const struct kvs_vcpu *c, const struct kvs_insn *i)
@@ -404,7 +421,7 @@ OPX(invlpg)
 {
     REQUIRE_CPL0(c);
     uint64_t la = operand_linear(c, i);
-    if (is_canonical48(la)) {
+    if (is_canonical(c, la)) {
         tlb_flush_page(c, la);
         jc_flush(c);
     }
@@ -420,7 +437,7 @@ OPX(invpcid)
     if (st != ST_OK) return st;
     if (type < 2 && desc[0] >> 12) return raise_gp(c, 0);
     if (type < 2 && desc[0] && !(c->cr4 & CR4_PCIDE)) return raise_gp(c, 0);
-    if (type == 0 && !is_canonical48(desc[1])) return raise_gp(c, 0);
+    if (type == 0 && !is_canonical_widest(c, desc[1])) return raise_gp(c, 0);
     bool current = !(c->cr4 & CR4_PCIDE) || (desc[0] & 0xfff) == (c->cr3 & 0xfff);
     if (type == 0 && current) tlb_flush_page(c, desc[1]);
     else if (type == 2) tlb_flush_all(c);

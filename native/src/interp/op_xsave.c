@@ -2,8 +2,8 @@
  * XSAVE, XSAVEOPT, XSAVEC, XSAVES, XRSTOR, XRSTORS, XGETBV, XSETBV.
  * SDM 1 "Managing State Using the XSAVE Feature Set"
  *
- * Components: x87 (0), SSE (1), AVX (2). As AVX is the only one behind the header, the standard and
- * the compacted format put it in the same place. No supervisor component exists: XSS is 0.
+ * Components: x87 (0), SSE (1), AVX (2), PKRU (9). AVX is in the same place in the standard and the
+ * compacted format. No supervisor component exists: XSS is 0.
  */
 #include "../sys/xstate.h"
 #include "simd.h"
@@ -32,6 +32,7 @@ static uint64_t xinuse(const struct kvs_vcpu *c)
         if (!all_zero(f->vec[k], 16)) in_use |= XSTATE_SSE;
         if (!all_zero(f->vec[k] + 16, 16)) in_use |= XSTATE_AVX;
     }
+    if (c->pkru) in_use |= XSTATE_PKRU;
     return in_use;
 }
 
@@ -44,11 +45,10 @@ static int unavailable(struct kvs_vcpu *c)
 
 static uint64_t requested(const struct kvs_vcpu *c) { return c->xcr0 & (REG32(RAX) | (uint64_t)REG32(RDX) << 32); }
 static uint32_t vector_count(const struct kvs_vcpu *c) { return is_code64(c) ? 16 : 8; }
-static uint32_t area_size(uint64_t components) { return components & XSTATE_AVX ? YMM_AT + 256 : YMM_AT; }
 
-static int area_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t components, int access, uint64_t *la)
+static int area_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t size, int access, uint64_t *la)
 {
-    return simd_address(c, i, insn_offset(c, i), area_size(components), access, 63, 0, la);
+    return simd_address(c, i, insn_offset(c, i), size, access, 63, 0, la);
 }
 
 static int save(struct kvs_vcpu *c, const struct kvs_insn *i, enum form form)
@@ -57,11 +57,11 @@ static int save(struct kvs_vcpu *c, const struct kvs_insn *i, enum form form)
     int st = unavailable(c);
     if (st != ST_OK) return st;
     uint64_t rfbm = requested(c), in_use = xinuse(c), written = rfbm, la;
-    uint32_t n = vector_count(c), mxcsr = mxcsr_read(c);
-    if ((st = area_address(c, i, rfbm, ACC_W, &la)) != ST_OK) return st;
+    uint32_t n = vector_count(c), mxcsr = mxcsr_read(c), size = xstate_size(rfbm, form == COMPACT);
+    if ((st = area_address(c, i, size, ACC_W, &la)) != ST_OK) return st;
     if (form == COMPACT && mxcsr != 0x1f80) in_use |= XSTATE_SSE;
     if (form != PLAIN) written &= in_use;
-    if ((st = lwrite_check(c, la, area_size(rfbm), LA_USER_RULES)) != ST_OK) return st;
+    if ((st = lwrite_check(c, la, size, LA_USER_RULES)) != ST_OK) return st;
 
     uint64_t bv = 0;
     if (form != COMPACT && (st = lread(c, la + HEADER, &bv, 8, LA_USER_RULES)) != ST_OK) return st;
@@ -84,6 +84,10 @@ static int save(struct kvs_vcpu *c, const struct kvs_insn *i, enum form form)
     };
     for (uint32_t k = 0; st == ST_OK && k < ARRAY_SIZE(pieces); k++)
         if (pieces[k].wanted) st = lwrite(c, la + pieces[k].from, area + pieces[k].from, pieces[k].size, LA_USER_RULES);
+    if (st == ST_OK && (written & XSTATE_PKRU)) {
+        const uint64_t pkru = c->pkru;
+        st = lwrite(c, la + (form == COMPACT ? xstate_pkru_compacted(rfbm) : XSTATE_PKRU_AT), &pkru, 8, LA_USER_RULES);
+    }
     return st;
 }
 
@@ -121,9 +125,9 @@ static int restore(struct kvs_vcpu *c, const struct kvs_insn *i, bool supervisor
     _Alignas(64) uint8_t area[YMM_AT + 256] = { 0 };
     int st = unavailable(c);
     if (st != ST_OK) return st;
-    uint64_t rfbm = requested(c), la;
+    uint64_t rfbm = requested(c), la, pkru = 0;
     uint32_t n = vector_count(c);
-    if ((st = area_address(c, i, rfbm, ACC_R, &la)) != ST_OK) return st;
+    if ((st = area_address(c, i, xstate_size(rfbm & ~XSTATE_PKRU, false), ACC_R, &la)) != ST_OK) return st;
     if ((st = lread(c, la + HEADER, area + HEADER, 64, LA_USER_RULES)) != ST_OK) return st;
     if (!header_legal(c, area + HEADER, supervisor)) return raise_gp(c, 0);
     bool compact = ld64(area + HEADER + 8) & XCOMP_COMPACT;
@@ -138,6 +142,10 @@ static int restore(struct kvs_vcpu *c, const struct kvs_insn *i, bool supervisor
         st = lread(c, la + pieces[k].from, area + pieces[k].from, pieces[k].size, LA_USER_RULES);
         if (st != ST_OK) return st;
     }
+    if (load & XSTATE_PKRU) {
+        uint32_t at = compact ? xstate_pkru_compacted(ld64(area + HEADER + 8)) : XSTATE_PKRU_AT;
+        if ((st = lread(c, la + at, &pkru, 8, LA_USER_RULES)) != ST_OK) return st;
+    }
     uint32_t mxcsr = ld32(area + 24);
     if (with_mxcsr && (mxcsr & ~MXCSR_WRITABLE)) return raise_gp(c, 0);
 
@@ -145,6 +153,7 @@ static int restore(struct kvs_vcpu *c, const struct kvs_insn *i, bool supervisor
     if (rfbm & XSTATE_X87) fx_get_x87(c, INSN_OSIZE(i) == 8, area);
     if (rfbm & XSTATE_SSE) load_vectors(c, load & XSTATE_SSE ? area + XMM_AT : NULL, 0, n);
     if (rfbm & XSTATE_AVX) load_vectors(c, load & XSTATE_AVX ? area + YMM_AT : NULL, 16, n);
+    if (rfbm & XSTATE_PKRU) pkru_write(c, (uint32_t)pkru);
     if (compact && (clear & XSTATE_SSE)) return load_mxcsr(c, 0x1f80);
     return with_mxcsr ? load_mxcsr(c, mxcsr) : ST_OK;
 }

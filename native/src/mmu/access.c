@@ -35,6 +35,8 @@ static void fill(struct kvs_vcpu *c, struct tlb_class *k, uint64_t la, const str
                  const struct memslot *s, const uint8_t *host)
 {
     if (UNLIKELY(c->dr7 & 0xff) && debug_page_watched(c, la)) return;
+    /* A system access goes where the same pointer in an instruction would not. */
+    if (UNLIKELY(la_untag(c, la) != la)) return;
     if (t->readable_by_class[k - c->tlb_classes]) tlb_insert_class(c, k, TLB_R, la, host, t->global);
     if (t->writable && !(s->flags & KVS_MEM_READONLY) && !page_has_code(s, host) &&
         (!s->dirty || page_logged_dirty(s, t->gpa)))
@@ -65,7 +67,7 @@ static int translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
         p->gpa = 0;
         return ST_OK;
     }
-    if (UNLIKELY(is_long_mode(c) && !is_canonical48(la))) return raise_gp(c, 0);
+    if (UNLIKELY(is_long_mode(c) && !is_canonical(c, la))) return raise_gp(c, 0);
     struct translation t;
     int st = mmu_walk(c, la, access, k == &c->tlb_classes[TLB_USER], k == &c->tlb_classes[TLB_SUPER_AC], false, &t);
     if (UNLIKELY(st)) return st;

@@ -19,6 +19,7 @@ void tlb_flush_all(struct kvs_vcpu *c);        /* global pages too */
 void tlb_flush_nonglobal(struct kvs_vcpu *c);  /* MOV to CR3 */
 void tlb_flush_page(struct kvs_vcpu *c, uint64_t la); /* INVLPG: every class */
 void tlb_flush_writes(struct kvs_vcpu *c);     /* every W tag */
+void tlb_flush_data(struct kvs_vcpu *c);       /* every R and W tag */
 /* Drops W tags of this vCPU that lead to the host page (its RAM is about to be marked as code). */
 void tlb_deny_write(struct kvs_vcpu *c, const uint8_t *host_page);
 void tlb_insert(struct kvs_vcpu *c, int kind, uint64_t la, const uint8_t *host, bool global);
@@ -32,6 +33,16 @@ void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits);
 void tlb_catch_up(struct kvs_vcpu *c);
 /* Every block reached by linear address must be looked up anew. O(1). */
 static inline void jc_flush(struct kvs_vcpu *c) { c->jc_key += 1 << 16; }
+
+/*
+ * Linear-address masking takes the metadata out of a pointer; what is left may still not be canonical.
+ * For data accesses of 64-bit code alone. SDM 1 "Linear-Address Masking"
+ */
+static inline uint64_t la_untag(const struct kvs_vcpu *c, uint64_t la)
+{
+    const uint32_t bits = la >> 63 ? c->lam_super : c->lam_user;
+    return LIKELY(!bits) ? la : (sign_extend(la, bits) & ~BIT(63)) | (la & BIT(63));
+}
 
 /* ---- page walk (walk.c) ---- */
 enum { ACC_R = 0, ACC_W = 1, ACC_X = 2, ACC_RW = 3 /* read-modify-write: write checks */ };

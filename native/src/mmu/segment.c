@@ -21,9 +21,9 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
     *room = UINT32_MAX;
     if (LIKELY(is_code64(c))) {
         /* SDM 3A "Segment Descriptor Tables in IA-32e Mode": bases of FS and GS alone count */
-        uint64_t a = !(seg & 0x80) && n >= SEG_FS ? off + c->seg[n].base : off;
+        uint64_t a = la_untag(c, !(seg & 0x80) && n >= SEG_FS ? off + c->seg[n].base : off);
         *la = a;
-        return LIKELY(is_canonical48(a) && is_canonical48(a + (size - 1))) ? 0 : segment_fault(n);
+        return LIKELY(is_canonical(c, a) && is_canonical(c, a + (size - 1))) ? 0 : segment_fault(n);
     }
     if (seg & 0x80) {
         *la = (uint32_t)off;

@@ -76,6 +76,12 @@ void tlb_flush_writes(struct kvs_vcpu *c)
     c->stats.tlb_flushes++;
 }
 
+void tlb_flush_data(struct kvs_vcpu *c)
+{
+    for (int k = 0; k < TLB_CLASSES; k++) kind_flush(&c->tlb_classes[k], TLB_R);
+    tlb_flush_writes(c);
+}
+
 /* Drops what lies in the aligned region of 1 << bits bytes around la. */
 static void region_clear(struct tlb_class *k, uint64_t la, uint32_t bits)
 {

@@ -1,4 +1,4 @@
-/* The page walk: every paging mode but 5-level. SDM 3A "Paging" */
+/* The page walk. SDM 3A "Paging" */
 #include "../sys/sys.h"
 
 #define PTE_P 0x1u
@@ -9,10 +9,13 @@
 #define PTE_PS 0x80u
 #define PTE_G 0x100u
 #define PTE_NX BIT(63)
-#define LEVELS_MAX 4
+#define PTE_KEY_SHIFT 59
+#define LEVELS_MAX 5
 
 /* An entry that the walk used. */
 struct step { void *host; struct memslot *slot; uint64_t gpa; uint64_t value; };
+
+enum { KEY_AD = 1, KEY_WD = 2 };
 
 struct walk {
     struct step step[LEVELS_MAX];
@@ -21,6 +24,7 @@ struct walk {
     uint64_t base;   /* physical address of the page */
     uint64_t rights; /* AND of all entries: PTE_W and PTE_U count */
     bool nx;
+    uint8_t key;     /* protection key: KEY_AD and KEY_WD as PKRU has them for this page, 0 outside IA-32e paging */
 };
 
 static inline bool nx_on(const struct kvs_vcpu *c) { return (c->efer & EFER_NX) && (c->cr4 & CR4_PAE); }
@@ -47,7 +51,7 @@ static ALWAYS_INLINE uint64_t reserved_bits(const struct kvs_vcpu *c, bool wide,
     if (!wide) return level == 2 && leaf ? BIT(21) : 0; /* PSE-36: bits 13-20 are address bits 32-39 */
     uint64_t r = is_long ? (BIT(52) - 1) & ~PHYS_MASK : (BIT(63) - 1) & ~PHYS_MASK;
     if (!(c->efer & EFER_NX)) r |= PTE_NX;
-    if (level == 4 || (level == 3 && !has_feature(c, FEAT_1G))) r |= PTE_PS;
+    if (level >= 4 || (level == 3 && !has_feature(c, FEAT_1G))) r |= PTE_PS;
     if (leaf && level > 1) r |= (BIT(12 + 9 * (level - 1)) - 1) & ~(uint64_t)0x1fff;
     return r;
 }
@@ -75,6 +79,7 @@ static ALWAYS_INLINE uint32_t walk_levels(struct kvs_vcpu *c, uint64_t la, uint6
         if (leaf) {
             w->rights = rights;
             w->nx = wide && any >> 63;
+            w->key = is_long && UNLIKELY(c->cr4 & CR4_PKE) ? c->pkru >> (e >> PTE_KEY_SHIFT & 15) * 2 & 3 : 0;
             w->page_bits = shift;
             if (wide) w->base = e & PHYS_MASK & ~(BIT(shift) - 1);
             else if (level == 1) w->base = e & 0xfffff000u;
@@ -88,11 +93,18 @@ static ALWAYS_INLINE uint32_t walk_levels(struct kvs_vcpu *c, uint64_t la, uint6
 static uint32_t walk_tables(struct kvs_vcpu *c, uint64_t la, struct walk *w)
 {
     if (LIKELY(is_long_mode(c)))
-        return walk_levels(c, la, c->cr3 & PHYS_MASK & ~(uint64_t)PAGE_MASK, 4, true, true, w);
+        return walk_levels(c, la, c->cr3 & PHYS_MASK & ~(uint64_t)PAGE_MASK, UNLIKELY(c->cr4 & CR4_LA57) ? 5 : 4, true, true, w);
     if (!(c->cr4 & CR4_PAE)) return walk_levels(c, la, c->cr3 & 0xfffff000u, 2, false, false, w);
     uint64_t pdpte = c->pdptr[la >> 30 & 3];
     if (!(pdpte & PTE_P)) return WALK_FAULT;
     return walk_levels(c, la, pdpte & PHYS_MASK & ~(uint64_t)PAGE_MASK, 2, true, false, w);
+}
+
+/* SDM 3A "Protection Keys": data accesses to user-mode addresses, whoever makes them */
+static inline bool key_denies(const struct kvs_vcpu *c, const struct walk *w, int access, bool user)
+{
+    if (LIKELY(!w->key) || access == ACC_X || !(w->rights & PTE_U)) return false;
+    return (w->key & KEY_AD) || (access != ACC_R && (user || (c->cr0 & CR0_WP)));
 }
 
 /* SDM 3A "Determination of Access Rights" */
@@ -104,6 +116,7 @@ static inline bool allowed(const struct kvs_vcpu *c, const struct walk *w, int a
         return user ? user_page : !(user_page && (c->cr4 & CR4_SMEP));
     }
     if (user ? !user_page : user_page && (c->cr4 & CR4_SMAP) && !ac) return false;
+    if (key_denies(c, w, access, user)) return false;
     if (access == ACC_R || (w->rights & PTE_W)) return true;
     return !user && !(c->cr0 & CR0_WP);
 }
@@ -156,8 +169,10 @@ int mmu_walk(struct kvs_vcpu *c, uint64_t la, int access, bool user, bool ac, bo
     for (;;) {
         error = walk_tables(c, la, &w);
         if (error) break;
+        if (probe) w.key = 0; /* a debugger looks */
         if (!allowed(c, &w, access, user, ac)) {
-            error = WALK_FAULT | PF_P;
+            /* SDM 3A "Page-Fault Exceptions": PK whatever else denied the access too */
+            error = WALK_FAULT | PF_P | (key_denies(c, &w, access, user) ? PF_PK : 0);
             break;
         }
         if (probe || update_accessed_dirty(c, &w, write, is_long_mode(c) || (c->cr4 & CR4_PAE) ? 8 : 4)) break;

@@ -1,7 +1,7 @@
 /* Control registers and EFER. SDM 3A "Control Registers", "Extended Feature Enable Register" */
 #include "transfer.h"
 
-#define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_LA57)
+#define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_LA57 | CR4_LAM_SUP)
 
 static void flush_translations(struct kvs_vcpu *c)
 {
@@ -45,8 +45,14 @@ int write_cr0(struct kvs_vcpu *c, uint64_t v)
     c->cr0 = v;
     c->efer = efer;
     if (changed & (CR0_PG | CR0_PE | CR0_WP)) flush_translations(c);
+    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return ST_OK;
+}
+
+uint64_t cr3_allowed(const struct kvs_vcpu *c)
+{
+    return PHYS_MASK | (has_feature(c, FEAT_LAM) ? CR3_LAM_U48 | CR3_LAM_U57 : 0);
 }
 
 int write_cr3(struct kvs_vcpu *c, uint64_t v)
@@ -57,15 +63,21 @@ int write_cr3(struct kvs_vcpu *c, uint64_t v)
             keep = v >> 63;
             v &= ~BIT(63);
         }
-        if (v & ~PHYS_MASK) return raise_gp(c, 0);
+        if (v & ~cr3_allowed(c)) return raise_gp(c, 0);
     } else {
         v = (uint32_t)v;
         if (uses_pdptrs(c->cr0, c->cr4, c->efer) && mmu_load_pdptrs(c, v) < 0) return raise_gp(c, 0);
     }
     /* The soft TLB holds one PCID: only a rewrite of the same CR3 may keep what is there. */
     if (!keep || v != c->cr3) {
+        const uint64_t changed = v ^ c->cr3;
         c->cr3 = v;
-        tlb_flush_nonglobal(c);
+        if (UNLIKELY(changed & (CR3_LAM_U48 | CR3_LAM_U57))) {
+            vcpu_update_linear(c);
+            tlb_flush_all(c);
+        } else {
+            tlb_flush_nonglobal(c);
+        }
         jc_flush(c);
     }
     return ST_OK;
@@ -78,6 +90,7 @@ uint64_t cr4_allowed(const struct kvs_vcpu *c)
         { CR4_PAE, FEAT_PAE }, { CR4_MCE, FEAT_MCE }, { CR4_PGE, FEAT_PGE }, { CR4_OSFXSR, FEAT_FXSR },
         { CR4_OSXMMEXCPT, FEAT_SSE }, { CR4_UMIP, FEAT_UMIP }, { CR4_FSGSBASE, FEAT_FSGSBASE },
         { CR4_PCIDE, FEAT_PCID }, { CR4_OSXSAVE, FEAT_XSAVE }, { CR4_SMEP, FEAT_SMEP }, { CR4_SMAP, FEAT_SMAP },
+        { CR4_PKE, FEAT_PKU }, { CR4_LA57, FEAT_LA57 }, { CR4_LAM_SUP, FEAT_LAM },
     };
     uint64_t allowed = CR4_PCE;
     for (uint32_t k = 0; k < ARRAY_SIZE(by_feature); k++)
@@ -90,7 +103,8 @@ int write_cr4(struct kvs_vcpu *c, uint64_t v)
     uint64_t old = c->cr4, changed = old ^ v;
     if (v & ~cr4_allowed(c)) return raise_gp(c, 0);
     if (is_long_mode(c)) {
-        if (!(v & CR4_PAE)) return raise_gp(c, 0);
+        /* SDM 3A "Control Registers": the number of levels changes outside IA-32e mode only */
+        if (!(v & CR4_PAE) || changed & CR4_LA57) return raise_gp(c, 0);
     } else if (v & CR4_PCIDE) {
         return raise_gp(c, 0);
     }
@@ -106,6 +120,7 @@ int write_cr4(struct kvs_vcpu *c, uint64_t v)
     }
     c->cr4 = v;
     if (changed & CR4_PAGING) flush_translations(c);
+    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return ST_OK;
 }
@@ -131,4 +146,12 @@ int write_efer(struct kvs_vcpu *c, uint64_t v)
     if (changed & EFER_NX) flush_translations(c);
     vcpu_update_mode(c);
     return ST_OK;
+}
+
+/* Code needs no key, so what was fetched stays. */
+void pkru_write(struct kvs_vcpu *c, uint32_t v)
+{
+    if (v == c->pkru) return;
+    c->pkru = v;
+    if (c->cr4 & CR4_PKE) tlb_flush_data(c);
 }

@@ -16,10 +16,13 @@ enum { EAX_, EBX_, ECX_, EDX_ };
 /* What runs as the instructions of the host is taken out where that has them not: see host_lacks. */
 #define ECX_1 (BIT(0) | BIT(1) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | \
                BIT(25) | BIT(26) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
-/* FSGSBASE, BMI1, AVX2, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA */
-#define EBX_7 (BIT(0) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | \
+/* FSGSBASE, TSC_ADJUST, BMI1, AVX2, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP,
+ * CLFLUSHOPT, CLWB, SHA */
+#define EBX_7 (BIT(0) | BIT(1) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | \
                BIT(24) | BIT(29))
-#define ECX_7 (BIT(2) | BIT(8) | BIT(9) | BIT(10) | BIT(22)) /* UMIP, GFNI, VAES, VPCLMULQDQ, RDPID */
+/* UMIP, PKU, GFNI, VAES, VPCLMULQDQ, LA57, RDPID */
+#define ECX_7 (BIT(2) | BIT(3) | BIT(8) | BIT(9) | BIT(10) | BIT(16) | BIT(22))
+#define EAX_7_1 BIT(26) /* LAM */
 /* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
 #define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
 /* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
@@ -36,14 +39,16 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 4, .index = 2, .flags = INDEXED, .eax = 0x143, .ebx = 63 | 15 << 22, .ecx = 511 },
     { .function = 4, .index = 3, .flags = INDEXED },
     { .function = 6, .eax = 4 }, /* ARAT: the APIC timer never stops */
-    { .function = 7, .index = 0, .flags = INDEXED, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7 },
+    { .function = 7, .index = 0, .flags = INDEXED, .eax = 1, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7 },
+    { .function = 7, .index = 1, .flags = INDEXED, .eax = (uint32_t)EAX_7_1 },
     { .function = 0xb, .index = 0, .flags = INDEXED, .ebx = 1, .ecx = 0x100 },
     { .function = 0xb, .index = 1, .flags = INDEXED, .ebx = 1, .ecx = 0x201 },
     { .function = 0xb, .index = 2, .flags = INDEXED, .ecx = 2 },
     /* Sizes follow XCR0. XSAVEOPT, XSAVEC, XGETBV with ECX = 1, XSAVES; AVX: 256 bytes behind the header */
-    { .function = 0xd, .index = 0, .flags = INDEXED, .eax = 7, .ecx = XSTATE_YMM + 256 },
+    { .function = 0xd, .index = 0, .flags = INDEXED, .eax = 0x207, .ecx = XSTATE_AREA_MAX },
     { .function = 0xd, .index = 1, .flags = INDEXED, .eax = 15 },
     { .function = 0xd, .index = 2, .flags = INDEXED, .eax = 256, .ebx = XSTATE_YMM },
+    { .function = 0xd, .index = 9, .flags = INDEXED, .eax = 8, .ebx = XSTATE_PKRU_AT },
     { .function = 0x15 }, /* filled from the clock of the VM */
     { .function = 0x16 },
     { .function = 0x40000000, .eax = 0x40000001, .ebx = 0x4b4d564b, .ecx = 0x564b4d56, .edx = 0x4d }, /* KVMKVMKVM */
@@ -56,7 +61,7 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x80000005, .eax = 0x01ff01ff, .ebx = 0x01ff01ff, .ecx = 0x40020140, .edx = 0x40020140 },
     { .function = 0x80000006, .ebx = 0x42004200, .ecx = 0x02008140 },
     { .function = 0x80000007, .edx = BIT(8) }, /* invariant TSC */
-    { .function = 0x80000008, .eax = MAXPHYADDR | 48 << 8 },
+    { .function = 0x80000008, .eax = MAXPHYADDR | 57 << 8 },
     /* LFENCE serializes, a null selector clears the base, Automatic IBRS: no branch of one guest mode is
      * predicted from another one's history here, so kernels need no retpolines. */
     { .function = 0x80000021, .eax = BIT(2) | BIT(6) | BIT(8) },
@@ -77,7 +82,11 @@ static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } featur
     { FEAT_INVPCID, 7, EBX_, 10 }, { FEAT_RDSEED, 7, EBX_, 18 }, { FEAT_ADX, 7, EBX_, 19 }, { FEAT_SMAP, 7, EBX_, 20 },
     { FEAT_CLFLUSHOPT, 7, EBX_, 23 }, { FEAT_SHA, 7, EBX_, 29 }, { FEAT_UMIP, 7, ECX_, 2 }, { FEAT_AVX2, 7, EBX_, 5 },
     { FEAT_CLWB, 7, EBX_, 24 }, { FEAT_GFNI, 7, ECX_, 8 }, { FEAT_VAES, 7, ECX_, 9 }, { FEAT_VPCLMUL, 7, ECX_, 10 },
-    { FEAT_RDPID, 7, ECX_, 22 },
+    { FEAT_RDPID, 7, ECX_, 22 }, { FEAT_PKU, 7, ECX_, 3 }, { FEAT_LA57, 7, ECX_, 16 }, { FEAT_TSCADJUST, 7, EBX_, 1 },
+    { FEAT_SPECCTRL, 7, EDX_, 26 }, { FEAT_STIBP, 7, EDX_, 27 }, { FEAT_FLUSHL1D, 7, EDX_, 28 }, { FEAT_ARCHCAP, 7, EDX_, 29 },
+    { FEAT_SSBD, 7, EDX_, 31 }, { FEAT_LAM, 7, EAX_, 26 },
+    { FEAT_IBPB, 0x80000008, EBX_, 12 }, { FEAT_AMDIBRS, 0x80000008, EBX_, 14 }, { FEAT_AMDSTIBP, 0x80000008, EBX_, 15 },
+    { FEAT_AMDSSBD, 0x80000008, EBX_, 24 },
     { FEAT_XSAVEOPT, 0xd, EAX_, 0 }, { FEAT_XSAVEC, 0xd, EAX_, 1 }, { FEAT_XGETBV1, 0xd, EAX_, 2 }, { FEAT_XSAVES, 0xd, EAX_, 3 },
     { FEAT_LAHF64, 0x80000001, ECX_, 0 }, { FEAT_LZCNT, 0x80000001, ECX_, 5 }, { FEAT_PREFETCHW, 0x80000001, ECX_, 8 },
     { FEAT_SYSCALL, 0x80000001, EDX_, 11 }, { FEAT_NX, 0x80000001, EDX_, 20 }, { FEAT_1G, 0x80000001, EDX_, 26 },
@@ -85,7 +94,7 @@ static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } featur
     { FEAT_AUTOIBRS, 0x80000021, EAX_, 8 },
 };
 
-static uint32_t feature_subleaf(uint32_t leaf) { return leaf == 0xd; } /* the others are in sub-leaf 0 */
+static uint32_t feature_subleaf(uint32_t feature, uint32_t leaf) { return leaf == 0xd || feature == FEAT_LAM; }
 
 /*
  * The instructions of these run as the host's own, so that only a host that has them can offer them.
@@ -101,7 +110,7 @@ uint64_t host_features(void)
     bool saves_ymm = false;
     for (uint32_t n = 0; n < ARRAY_SIZE(leaves); n++) { /* each once: under a hypervisor CPUID takes long */
         uint32_t r[4];
-        if (!__get_cpuid_count(leaves[n], feature_subleaf(leaves[n]), &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_])) continue;
+        if (!__get_cpuid_count(leaves[n], feature_subleaf(FEAT_BASE, leaves[n]), &r[EAX_], &r[EBX_], &r[ECX_], &r[EDX_])) continue;
         for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
             if (feature_bits[k].leaf != leaves[n] || feature_bits[k].feature >= FEAT_DECODED) continue;
             if (r[feature_bits[k].reg] >> feature_bits[k].bit & 1) has |= BIT(feature_bits[k].feature);
@@ -127,18 +136,21 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
     for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
         if (feature_bits[k].feature >= FEAT_DECODED || !(lacks >> feature_bits[k].feature & 1)) continue;
         for (uint32_t n = 0; n < ARRAY_SIZE(offered); n++) {
-            if (entries[n].function != feature_bits[k].leaf || entries[n].index != feature_subleaf(feature_bits[k].leaf)) continue;
+            if (entries[n].function != feature_bits[k].leaf || entries[n].index != feature_subleaf(feature_bits[k].feature, feature_bits[k].leaf)) continue;
             uint32_t *const out[4] = { &entries[n].eax, &entries[n].ebx, &entries[n].ecx, &entries[n].edx };
             *out[feature_bits[k].reg] &= ~(uint32_t)BIT(feature_bits[k].bit);
         }
     }
     for (uint32_t n = 0; lacks >> FEAT_AVX & 1 && n < ARRAY_SIZE(offered); n++) {
         if (entries[n].function != 0xd) continue;
-        if (entries[n].index == 0) entries[n].eax = 3, entries[n].ecx = XSTATE_YMM;
+        if (entries[n].index == 0) entries[n].eax &= ~(uint32_t)XSTATE_AVX;
         else if (entries[n].index == 2) entries[n].eax = entries[n].ebx = 0;
     }
     return KVS_OK;
 }
+
+/* SDM 2 "CPUID", leaf 80000008H: what the guest is told about linear addresses follows from LA57. */
+static uint32_t linear_bits(const struct kvs_vcpu *c) { return has_feature(c, FEAT_LA57) ? 57 : 48; }
 
 static const struct kvs_cpuid_entry2 *find(const struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf)
 {
@@ -168,7 +180,11 @@ static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, ui
 {
     switch (leaf) {
     case 0xd: /* the areas for what XCR0 enables: standard, compacted */
-        if (subleaf <= 1 && has_feature(c, FEAT_XSAVE)) out[EBX_] = c->xcr0 & XSTATE_AVX ? XSTATE_YMM + 256 : XSTATE_YMM;
+        if (subleaf == 0 && has_feature(c, FEAT_XSAVE)) out[EBX_] = xstate_size(c->xcr0, false);
+        if (subleaf == 1 && (has_feature(c, FEAT_XSAVEC) || has_feature(c, FEAT_XSAVES))) out[EBX_] = xstate_size(c->xcr0, true);
+        break;
+    case 7:
+        if (subleaf == 0) out[ECX_] = (out[ECX_] & ~(uint32_t)BIT(4)) | (c->cr4 & CR4_PKE ? BIT(4) : 0); /* OSPKE */
         break;
     case 1:
         out[EBX_] = (out[EBX_] & 0x00ffffffu) | (c->id & 0xff) << 24;
@@ -179,6 +195,7 @@ static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, ui
     case 0x80000001:
         if (c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
         break;
+    case 0x80000008: out[EAX_] = (out[EAX_] & ~0xff00u) | linear_bits(c) << 8; break;
     case 0xb: case 0x1f: out[EDX_] = c->id; break;
     case 0x15:
         /* SDM 2 "CPUID", leaf 15H: TSC = crystal * EBX / EAX. The crystal also drives the APIC timer: 1 GHz. */
@@ -231,7 +248,7 @@ void cpuid_changed(struct kvs_vcpu *c)
     uint64_t features[2] = { 0, 0 };
     for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
         uint32_t feature = feature_bits[k].feature, leaf = feature_bits[k].leaf;
-        const struct kvs_cpuid_entry2 *e = find(c, leaf, feature_subleaf(leaf));
+        const struct kvs_cpuid_entry2 *e = find(c, leaf, feature_subleaf(feature, leaf));
         if (!e) continue;
         const uint32_t out[4] = { e->eax, e->ebx, e->ecx, e->edx };
         if (out[feature_bits[k].reg] >> feature_bits[k].bit & 1) features[feature / 64] |= BIT(feature % 64);

@@ -194,7 +194,7 @@ static int enter_long(struct kvs_vcpu *c, const struct event *e)
     struct stack s = { .rsp = rsp & ~15ull, .mask = ~0ull, .flat = true, .error = e->ext,
                        .how = cpl < c->cpl ? LA_SYSTEM : LA_USER_RULES };
     uint64_t frame[6] = { c->seg[SEG_SS].sel, c->gpr[RSP], e->flags, c->seg[SEG_CS].sel, c->rip, e->error };
-    if (!is_canonical48(rip)) return raise_gp(c, e->ext);
+    if (!is_canonical(c, rip)) return raise_gp(c, e->ext);
     if ((st = stack_push(c, &s, frame, e->has_error ? 6 : 5, 8)) != ST_OK) return st;
     if ((st = descriptor_set_accessed(c, &cs)) != ST_OK) return st;
     if (cpl != c->cpl) segment_set_null(&c->seg[SEG_SS], (uint16_t)cpl, cpl);

@@ -21,10 +21,10 @@ void stack_new(const struct kvs_vcpu *c, struct stack *s, const struct descripto
                          .how = cpl < c->cpl ? LA_SYSTEM : LA_USER_RULES };
 }
 
-static bool stack_in_limit(const struct stack *s, uint64_t off, uint32_t bytes)
+static bool stack_in_limit(const struct kvs_vcpu *c, const struct stack *s, uint64_t off, uint32_t bytes)
 {
     uint64_t last = off + bytes - 1;
-    if (s->flat) return is_canonical48(off) && is_canonical48(last) && last >= off;
+    if (s->flat) return is_canonical(c, off) && is_canonical(c, last) && last >= off;
     if (s->attr & ATTR_NULL) return false;
     if ((s->attr & (ATTR_CODE | ATTR_EC)) == ATTR_EC) return off > s->limit && last <= s->mask;
     return last <= s->limit;
@@ -39,9 +39,11 @@ int stack_push(struct kvs_vcpu *c, struct stack *s, const uint64_t *v, uint32_t 
 
     uint64_t low = (s->rsp - total) & s->mask, last = low + total - 1, la = s->base + low;
     if (!s->flat) la = (uint32_t)la;
+    const bool tagged = s->flat && s->how == LA_USER_RULES;
     int st;
     if (last >= low && last <= s->mask && (s->flat || la + total - 1 <= 0xffffffffull)) {
-        if (!stack_in_limit(s, low, total)) return raise_error(c, EXC_SS, s->error);
+        if (tagged) la = la_untag(c, la);
+        if (!stack_in_limit(c, s, s->flat ? la : low, total)) return raise_error(c, EXC_SS, s->error);
         if (s->how == LA_USER_RULES && (la & (size - 1)) && alignment_checked(c)) return raise_error(c, EXC_AC, 0);
         if ((st = lwrite(c, la, frame, total, s->how)) != ST_OK) return st;
     } else {
@@ -49,8 +51,8 @@ int stack_push(struct kvs_vcpu *c, struct stack *s, const uint64_t *v, uint32_t 
         for (uint32_t pass = 0; pass < 2; pass++) {
             for (uint32_t k = 0; k < n; k++) {
                 uint64_t off = (s->rsp - (uint64_t)(k + 1) * size) & s->mask;
-                la = s->flat ? off : (uint32_t)(s->base + off);
-                if (!stack_in_limit(s, off, size)) return raise_error(c, EXC_SS, s->error);
+                la = tagged ? la_untag(c, off) : s->flat ? off : (uint32_t)(s->base + off);
+                if (!stack_in_limit(c, s, s->flat ? la : off, size)) return raise_error(c, EXC_SS, s->error);
                 st = pass == 0 ? lwrite_check(c, la, size, s->how)
                                : lwrite(c, la, frame + (n - 1 - k) * size, size, s->how);
                 if (st != ST_OK) return st;
@@ -92,7 +94,7 @@ void stack_adjust(struct kvs_vcpu *c, uint64_t delta, uint32_t width)
 
 int code_check_rip(struct kvs_vcpu *c, uint32_t attr, uint32_t limit, uint64_t off)
 {
-    bool ok = is_long_mode(c) && attr & ATTR_L ? is_canonical48(off) : off <= limit;
+    bool ok = is_long_mode(c) && attr & ATTR_L ? is_canonical(c, off) : off <= limit;
     return ok ? ST_OK : raise_gp(c, 0);
 }
 

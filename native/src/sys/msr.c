@@ -174,7 +174,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
     uint64_t addr_reserved = ~PHYS_MASK;
     switch (msr) {
     case MSR_SYSENTER_ESP: case MSR_SYSENTER_EIP: case MSR_LSTAR: case MSR_CSTAR: case MSR_KERNEL_GS_BASE:
-        return is_canonical48(v);
+        return is_canonical_widest(c, v);
     case MSR_SYSENTER_CS: case MSR_SFMASK: return v >> 32 == 0;
     case MSR_TSC_AUX: return v >> 32 == 0 || cpuid_is_amd(c);
     case MSR_PAT: return memory_types_valid(v, true);
@@ -201,7 +201,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
 
 static int set_segment_base(struct kvs_vcpu *c, uint32_t seg, uint64_t v)
 {
-    if (!is_canonical48(v)) return -1;
+    if (!is_canonical_widest(c, v)) return -1;
     c->seg[seg].base = v;
     segments_changed(c);
     return 0;

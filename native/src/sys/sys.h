@@ -34,7 +34,9 @@ int write_cr0(struct kvs_vcpu *c, uint64_t v); /* 0 or ST_FAULT */
 int write_cr3(struct kvs_vcpu *c, uint64_t v);
 int write_cr4(struct kvs_vcpu *c, uint64_t v);
 int write_efer(struct kvs_vcpu *c, uint64_t v);
-uint64_t cr4_allowed(const struct kvs_vcpu *c); /* bits that the CPUID table makes legal */
+void pkru_write(struct kvs_vcpu *c, uint32_t v);
+uint64_t cr3_allowed(const struct kvs_vcpu *c); /* bits that the CPUID table makes legal, in long mode */
+uint64_t cr4_allowed(const struct kvs_vcpu *c);
 uint64_t efer_allowed(const struct kvs_vcpu *c);
 
 /* ---- MSRs (msr.c): 0, or -1 for #GP(0). host: from the host API, which may set read-only state ---- */
@@ -65,14 +67,25 @@ enum {
     FEAT_CLFLUSH, FEAT_RDTSCP, FEAT_1G, FEAT_FSGSBASE, FEAT_INVPCID, FEAT_XSAVE, FEAT_MOVBE, FEAT_UMIP,
     FEAT_MONITOR, FEAT_PREFETCHW, FEAT_BMI1, FEAT_BMI2, FEAT_LZCNT, FEAT_RDRAND, FEAT_RDSEED, FEAT_CLFLUSHOPT,
     FEAT_CLWB, FEAT_ADX, FEAT_RDPID, FEAT_XSAVEOPT, FEAT_XSAVEC, FEAT_XSAVES, FEAT_PCLMUL, FEAT_AES, FEAT_SHA,
-    FEAT_GFNI, FEAT_AVX, FEAT_AVX2, FEAT_FMA, FEAT_F16C, FEAT_VAES, FEAT_VPCLMUL, FEAT_DECODED,
+    FEAT_GFNI, FEAT_AVX, FEAT_AVX2, FEAT_FMA, FEAT_F16C, FEAT_VAES, FEAT_VPCLMUL, FEAT_PKU, FEAT_DECODED,
     FEAT_PCID = 64, FEAT_X2APIC, FEAT_TSCDEADLINE, FEAT_MTRR, FEAT_PAT, FEAT_DE, FEAT_VME, FEAT_MCE, FEAT_AUTOIBRS, FEAT_XGETBV1,
+    FEAT_LA57, FEAT_LAM, FEAT_TSCADJUST, FEAT_SPECCTRL, FEAT_STIBP, FEAT_SSBD, FEAT_FLUSHL1D, FEAT_ARCHCAP, FEAT_IBPB,
+    FEAT_AMDIBRS, FEAT_AMDSTIBP, FEAT_AMDSSBD,
     FEAT_COUNT
 };
 _Static_assert(FEAT_DECODED <= 64 && FEAT_COUNT <= 128, "two words of features");
 static inline bool has_feature(const struct kvs_vcpu *c, int feature)
 {
     return feature == FEAT_BASE || (((feature < 64 ? c->cpuid_features : c->cpuid_system) >> (feature & 63)) & 1);
+}
+
+/*
+ * Registers that hold linear addresses take what is canonical in the widest paging mode there is, whatever
+ * the present one is. SDM 1 "Canonical Addressing"
+ */
+static inline bool is_canonical_widest(const struct kvs_vcpu *c, uint64_t la)
+{
+    return sign_extend(la, has_feature(c, FEAT_LA57) ? 57 : 48) == la;
 }
 
 /* ---- debug (debug.c) ---- */

@@ -11,7 +11,7 @@ int tss_stack64(struct kvs_vcpu *c, uint32_t index, uint32_t ext, uint64_t *rsp)
     if (c->tr.attr & ATTR_NULL || off + 7 > c->tr.limit) return raise_error(c, EXC_TS, sel_error(c->tr.sel) | ext);
     int st = lread(c, c->tr.base + off, rsp, 8, LA_SYSTEM);
     if (st != ST_OK) return st;
-    return is_canonical48(*rsp) ? ST_OK : raise_error(c, EXC_SS, ext);
+    return is_canonical(c, *rsp) ? ST_OK : raise_error(c, EXC_SS, ext);
 }
 
 int tss_stack(struct kvs_vcpu *c, uint32_t cpl, uint32_t ext, uint16_t *ss, uint64_t *sp, struct descriptor *d)

@@ -10,8 +10,10 @@ const char *row_excluded(uint32_t row)
     static const char *const hypervisor[] = { "int1", "icebp", "vmcall", "vmmcall", "monitor", "mwait", NULL };
     static const char *const kernel[] = { "syscall", "sysenter", "sldt", "str", "smsw", "sgdt", "sidt", NULL };
     static const char *const vendor[] = { "sysexit", NULL };
+    static const char *const keys[] = { "rdpkru", "wrpkru", NULL };
     const struct row_form *f = &row_forms[row];
     if (!f->id) return "no encoding";
+    if (has_mnemonic(row, keys)) return "the host's keys are not the guest's";
     if (!host_has_row(row)) return "this host lacks it";
     if (has_mnemonic(row, machine)) return "its result belongs to the machine it runs on";
     if (has_mnemonic(row, hypervisor)) return "the host's hypervisor answers";
