@@ -113,7 +113,8 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
             (16, "avx512f"), (17, "avx512dq"), (18, "rdseed"), (19, "adx"), (20, "smap"), (21, "avx512ifma"), (23, "clflushopt"),
             (24, "clwb"), (28, "avx512cd"), (29, "sha-ni"), (30, "avx512bw"), (31, "avx512vl")),
         .. Bits(7, 0, CpuidRegister.Ecx, (2, "umip"), (3, "pku"), (8, "gfni"), (9, "vaes"), (10, "vpclmulqdq"), (16, "la57"), (22, "rdpid")),
-        .. Bits(7, 0, CpuidRegister.Edx, (4, "fsrm")),
+        .. Bits(7, 0, CpuidRegister.Edx, (4, "fsrm"), (26, "spec-ctrl"), (27, "stibp"), (28, "flush-l1d"), (29, "arch-capabilities"), (31, "ssbd")),
+        .. Bits(7, 1, CpuidRegister.Eax, (26, "lam")),
         .. Bits(6, 0, CpuidRegister.Eax, (2, "arat")),
         .. Bits(0xd, 1, CpuidRegister.Eax, (0, "xsaveopt"), (1, "xsavec"), (2, "xgetbv1"), (3, "xsaves")),
     ];
@@ -123,6 +124,7 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
         .. Bits(0x8000_0001, 0, CpuidRegister.Ecx, (0, "lahf-lm"), (4, "cr8legacy"), (5, "lzcnt"), (6, "sse4a"), (7, "misalignsse"), (8, "3dnowprefetch")),
         .. Bits(0x8000_0001, 0, CpuidRegister.Edx, (11, "syscall"), (20, "nx"), (22, "mmxext"), (25, "fxsr-opt"), (26, "pdpe1gb"), (27, "rdtscp"), (29, "lm")),
         .. Bits(0x8000_0007, 0, CpuidRegister.Edx, (8, "invtsc")),
+        .. Bits(0x8000_0008, 0, CpuidRegister.Ebx, (12, "ibpb"), (14, "ibrs"), (15, "amd-stibp"), (24, "amd-ssbd"), (26, "amd-no-ssb")),
     ];
 
     private static IEnumerable<CpuFeature> Paravirtual() => Bits(0x4000_0001, 0, CpuidRegister.Eax,

@@ -27,8 +27,7 @@ public sealed class CpuModel
     private const string Qemu64Features = V1Features + ",cx16,lahf-lm,sse3";
 
     private const string VendorKey = "vendor=";
-    private const uint AvxState = 1 << 2;
-    private const uint AvxStateOffset = 576;
+    private const uint LegacyStateSize = 576; // of the XSAVE area with its header
 
     private static readonly CpuModel[] Models =
     [
@@ -176,18 +175,14 @@ public sealed class CpuModel
             Mask(ref leaf);
             switch (leaf.Function)
             {
-                case 1:
-                    leaf.Ebx = (leaf.Ebx & 0x0000_ffff) | ((uint)vcpuCount << 16) | ((uint)vcpuIndex << 24);
-                    break;
-                case 0xb:
-                    leaf.Edx = (uint)vcpuIndex;
-                    break;
-                case 0xd when leaf.Index == 0 && !Has("avx"):
-                    leaf.Eax &= ~AvxState;
-                    leaf.Ecx = AvxStateOffset;
+                case 0xd when leaf.Index == 0:
+                    SetStateComponents(ref leaf, leaves);
                     break;
                 case >= 0x8000_0002 and <= 0x8000_0004:
                     SetBrand(ref leaf);
+                    break;
+                default:
+                    CpuTopology.Set(Vendor, vcpuIndex, vcpuCount, ref leaf);
                     break;
             }
         }
@@ -195,7 +190,23 @@ public sealed class CpuModel
     }
 
     // Leaf 0xD describes the state that XSAVE manages (SDM 2A "CPUID").
-    private bool HasStateLeaf(CpuidEntry leaf) => leaf.Function != 0xd || (Has("xsave") && (leaf.Index != 2 || Has("avx")));
+    private bool HasStateLeaf(CpuidEntry leaf) => leaf.Function != 0xd || (Has("xsave") && leaf.Index switch
+    {
+        2 => Has("avx") && leaf.Eax != 0,
+        9 => Has("pku"),
+        _ => true,
+    });
+
+    private static void SetStateComponents(ref CpuidEntry leaf, IReadOnlyList<CpuidEntry> leaves)
+    {
+        leaf.Eax &= 3;
+        leaf.Ecx = LegacyStateSize;
+        foreach (var component in leaves.Where(l => l.Function == 0xd && l.Index >= 2))
+        {
+            leaf.Eax |= 1u << (int)component.Index;
+            leaf.Ecx = Math.Max(leaf.Ecx, component.Ebx + component.Eax);
+        }
+    }
 
     private bool Has(string feature) => _features.Contains(FindFeature(feature));
 

@@ -59,7 +59,7 @@ public sealed class CpuModelTests
     {
         CpuidEntry[] core = [new() { Function = 1, Ecx = 1 << 0, Edx = 1 << 0 }];
         var leaf = CpuModel.Parse("max").Restrict(core, 3, 4).Single();
-        Assert.Equal((1u, 1u), (leaf.Ecx, leaf.Edx));
+        Assert.Equal((1u, 1u | 1u << 28), (leaf.Ecx, leaf.Edx)); // several processors in the package
         Assert.Equal(3u, leaf.Ebx >> 24);
         Assert.Equal(4u, (leaf.Ebx >> 16) & 0xff);
         Assert.Equal("avx", Assert.Throws<UnsupportedFeatureException>(() => CpuModel.Parse("max,+avx").Restrict(core, 0, 1)).FeatureName);
@@ -115,6 +115,67 @@ public sealed class CpuModelTests
         leaves = CpuModel.Parse("x86-64-v3,-avx").Restrict(core, 0, 1);
         Assert.Equal([3u, 7u], leaves.Select(l => l.Eax));
         Assert.Equal(576u, leaves[0].Ecx);
+    }
+
+    [Fact]
+    public void StateLeafHasRoomForTheLastComponent()
+    {
+        CpuidEntry[] core =
+        [
+            new() { Function = 7, Flags = 1, Ecx = 1 << 3 },
+            new() { Function = 0xd, Index = 0, Flags = 1, Eax = 0x207, Ecx = 2696 },
+            new() { Function = 0xd, Index = 2, Flags = 1, Eax = 256, Ebx = 576 },
+            new() { Function = 0xd, Index = 9, Flags = 1, Eax = 8, Ebx = 2688 },
+        ];
+        Assert.Equal((0x207u, 2696u), State("max"));
+        Assert.Equal((7u, 832u), State("max,-pku"));
+        Assert.Equal((0x203u, 2696u), State("max,-avx"));
+        Assert.Equal((7u, 832u), State("x86-64-v3"));
+
+        (uint Components, uint Size) State(string model)
+        {
+            var leaf = CpuModel.Parse(model).Restrict(core, 0, 1).Single(l => l.Function == 0xd && l.Index == 0);
+            return (leaf.Eax, leaf.Ecx);
+        }
+    }
+
+    [Theory]
+    [InlineData("max", 1)]
+    [InlineData("max", 2)]
+    [InlineData("max", 5)]
+    [InlineData("max,vendor=GenuineIntel", 6)]
+    [InlineData("x86-64-v1", 64)]
+    public void OnePackageHasAllProcessors(string model, int count)
+    {
+        var idBits = 0;
+        while (1 << idBits < count)
+        {
+            idBits++;
+        }
+        for (var index = 0; index < count; index++)
+        {
+            var leaves = CpuModel.Parse(model).BuildCpuid(index, count);
+            var basic = Find(1, 0);
+            Assert.Equal((uint)index, basic.Ebx >> 24);
+            Assert.Equal((uint)count, (basic.Ebx >> 16) & 0xff);
+            Assert.Equal(count > 1, ((basic.Edx >> 28) & 1) != 0);
+            var (threads, cores) = (Find(0xb, 0), Find(0xb, 1));
+            Assert.Equal((0u, 1u, 0x100u, (uint)index), (threads.Eax, threads.Ebx, threads.Ecx, threads.Edx));
+            Assert.Equal(((uint)idBits, (uint)count, 0x201u, (uint)index), (cores.Eax, cores.Ebx, cores.Ecx, cores.Edx));
+            if (model.EndsWith("Intel", StringComparison.Ordinal))
+            {
+                Assert.Equal((uint)(1 << idBits) - 1, Find(4, 0).Eax >> 26);
+                Assert.Equal(0u, (Find(4, 0).Eax >> 14) & 0xfff);
+            }
+            else
+            {
+                Assert.Equal((uint)(count - 1), Find(0x8000_0008, 0).Ecx & 0xff);
+                Assert.Equal((uint)idBits, (Find(0x8000_0008, 0).Ecx >> 12) & 0xf);
+                Assert.Equal(count > 1, ((Find(0x8000_0001, 0).Ecx >> 1) & 1) != 0);
+            }
+
+            CpuidEntry Find(uint function, uint subleaf) => leaves.Single(l => l.Function == function && l.Index == subleaf);
+        }
     }
 
     [Fact]
