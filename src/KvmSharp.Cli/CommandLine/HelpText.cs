@@ -30,6 +30,10 @@ internal static class HelpText
                                  disks and virtio devices take transport=pci (the default) or mmio
           --device fw_cfg[,name=opt/N,file=F]       configuration data for the guest, and how many processors
           --device pc-testdev    what self-checking boot images expect: latch, page flush, interrupt lines
+          --net user[,hostfwd=tcp::2222-:22][,restrict][,allow=tcp:example.com:443][,dns=ADDRESS[:PORT]]
+                [,loopback=off][,ipv6=off][,subnet=10.0.2.0/24][,mac=M][,capture=FILE]
+                                 a network card behind the host's own sockets; hostfwd and allow as often as
+                                 needed; allow and restrict: the guest reaches only what is allowed
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
           --engine auto|interpreter
           --no-reboot            a reset by the guest ends the run

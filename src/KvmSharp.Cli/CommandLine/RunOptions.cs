@@ -62,6 +62,8 @@ internal sealed record RunOptions
     /// <summary>The virtio devices but disks, in the order of the command line.</summary>
     public IReadOnlyList<DeviceArgument> Devices { get; init; } = [];
 
+    public IReadOnlyList<NetworkArgument> Networks { get; init; } = [];
+
     public bool VirtualClock { get; init; }
 
     public bool NoReboot { get; init; }

@@ -18,7 +18,7 @@ internal static class RunOptionsParser
         var reader = new ArgumentReader(arguments);
         while (reader.MoveNext())
         {
-            if (reader.IsOption && reader.Current is not ("--device" or "--disk") && !seen.Add(reader.Current))
+            if (reader.IsOption && reader.Current is not ("--device" or "--disk" or "--net") && !seen.Add(reader.Current))
             {
                 throw Usage($"{reader.Current} is given twice");
             }
@@ -50,7 +50,7 @@ internal static class RunOptionsParser
         "--refresh" => options with { Refresh = true },
         "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
         "--firmware" => options with { Firmware = reader.NonEmptyValue("a file") },
-        "--net" => throw Usage($"{reader.Current} is not supported by this version (see docs/support.md)"),
+        "--net" => NetworkParser.Parse(options, reader.NonEmptyValue("user or none")),
         _ when reader.IsOption => throw reader.Unknown(),
         _ => ParseGuest(options, reader.Current),
     };
@@ -140,6 +140,11 @@ internal static class RunOptionsParser
 
     private static void Check(RunOptions options, HashSet<string> seen)
     {
+        if (options.VirtualClock && options.Networks.Count != 0)
+        {
+            throw Usage("--net user does not go with --clock virtual: the host's network keeps no virtual time");
+        }
+
         if (options.Guest == DebianGuest)
         {
             if (_notForDebian.FirstOrDefault(seen.Contains) is { } excluded)

@@ -1,11 +1,12 @@
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Devices;
 using KvmSharp.Devices.Virtio;
+using KvmSharp.Networking;
 using KvmSharp.Storage;
 
 namespace KvmSharp.Cli.Commands;
 
-/// <summary>Turns <c>--disk</c> and <c>--device</c> into virtio devices, in the order of disks, then devices.</summary>
+/// <summary>Turns <c>--disk</c>, <c>--device</c> and <c>--net</c> into virtio devices, in this order.</summary>
 /// <param name="options">What was asked for.</param>
 /// <param name="keep">Takes what has to be disposed after the run.</param>
 /// <param name="openOutput">Opens a file for output, given the option's name.</param>
@@ -17,7 +18,7 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
         get
         {
             var modules = new List<string>();
-            if (options.Disks.Count + options.Devices.Count > 0)
+            if (options.Disks.Count + options.Devices.Count + options.Networks.Count > 0)
             {
                 modules.AddRange(["virtio_pci", "virtio_mmio"]);
             }
@@ -25,6 +26,11 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
             if (options.Disks.Count > 0)
             {
                 modules.AddRange(["virtio_blk", "ext4", "vfat"]);
+            }
+
+            if (options.Networks.Count > 0)
+            {
+                modules.AddRange(["virtio_net", "af_packet"]); // the latter for DHCP
             }
 
             modules.AddRange(options.Devices.Select(device => device.Name switch
@@ -36,7 +42,8 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
         }
     }
 
-    public IReadOnlyList<VirtioDeviceOptions> Build() => [.. options.Disks.Select(Disk), .. options.Devices.Select(Device)];
+    public IReadOnlyList<VirtioDeviceOptions> Build() =>
+        [.. options.Disks.Select(Disk), .. options.Devices.Select(Device), .. options.Networks.Select(Network)];
 
     private VirtioBlockOptions Disk(DiskArgument disk)
     {
@@ -70,6 +77,34 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
             },
             _ => throw new InvalidOperationException(device.Name),
         };
+    }
+
+    private VirtioNetworkOptions Network(NetworkArgument argument, int index)
+    {
+        try
+        {
+            var network = new UserNetwork(argument.Options);
+            keep(network);
+            INetworkBackend backend = network;
+            if (argument.CaptureFile is { } file)
+            {
+                var capture = new PacketCapture(network, new BufferedStream(new FileStream(
+                    file, FileMode.Create, FileAccess.Write, FileShare.Read, bufferSize: 0), 1 << 16));
+                keep(capture);
+                backend = capture;
+            }
+
+            return new VirtioNetworkOptions(backend)
+            {
+                MacAddress = argument.MacAddress ?? new MacAddress([0x52, 0x54, 0x00, 0x12, 0x34, (byte)(0x56 + index)]),
+                Mtu = argument.Options.Mtu,
+                Transport = argument.Transport,
+            };
+        }
+        catch (Exception exception) when (exception is KvmSharpException or IOException or UnauthorizedAccessException)
+        {
+            throw new CliException($"--net: {exception.Message}", exception);
+        }
     }
 
     private ICharacterBackend ConsoleBackend(string? file) =>

@@ -130,7 +130,8 @@ internal sealed class RunCommand : IDisposable
             return devices.KernelModules.Count == 0 ? options : options with
             {
                 Initrd = await images.WithModulesAsync(image, _stop.Token).ConfigureAwait(false),
-                CommandLine = $"{options.CommandLine} kvmsharp.modules={string.Join(',', devices.KernelModules)}",
+                CommandLine = $"{options.CommandLine} kvmsharp.modules={string.Join(',', devices.KernelModules)}"
+                    + (_options.Networks.Count == 0 ? "" : " kvmsharp.net=dhcp"),
             };
         }
 

@@ -37,7 +37,7 @@ internal sealed class DebianImages(string cacheDirectory, IProgressSink progress
     private const string AptStateName = "apt";
 
     // Part of the manifest's name: a new version of the init script or layout makes old files unused.
-    private const string FormatVersion = "3";
+    private const string FormatVersion = "4";
 
     /// <summary>The directory for cached files: $XDG_CACHE_HOME/kvmsharp, or ~/.cache/kvmsharp.</summary>
     public static string DefaultCacheDirectory()

@@ -30,6 +30,15 @@ internal static class InitramfsBuilder
             done
             ;;
         esac
+        case "$cmdline" in
+        *kvmsharp.net=dhcp*)
+            ifconfig lo 127.0.0.1 up
+            for path in /sys/class/net/eth*; do
+                ifconfig ${path##*/} up
+                udhcpc -i ${path##*/} -s /etc/udhcpc.script -n -q -t 5 -T 1 >/dev/null 2>&1 || echo "no address by DHCP for ${path##*/}"
+            done
+            ;;
+        esac
         cd /root
         command=$(sed -n 's/.*kvmsharp\.run=\([^ ]*\).*/\1/p' /proc/cmdline | tr ',' ' ')
         if [ -n "$command" ]; then
@@ -41,6 +50,19 @@ internal static class InitramfsBuilder
         fi
         sync
         poweroff -f
+
+        """;
+
+    /// <summary>What udhcpc runs when it has an address.</summary>
+    private const string DhcpScript = """
+        #!/bin/sh
+        case "$1" in
+        bound|renew)
+            ifconfig $interface $ip netmask $subnet ${mtu:+mtu $mtu}
+            for router in $router; do route add default gw $router dev $interface 2>/dev/null; done
+            for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf
+            ;;
+        esac
 
         """;
 
@@ -78,6 +100,7 @@ internal static class InitramfsBuilder
 
             archive.AddFile("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"u8);
             archive.AddFile("etc/group", "root:x:0:\n"u8);
+            archive.AddExecutable("etc/udhcpc.script", Encoding.ASCII.GetBytes(DhcpScript));
             archive.AddExecutable("init", Encoding.ASCII.GetBytes(InitScript));
             archive.Finish();
         }

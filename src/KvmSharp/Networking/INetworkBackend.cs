@@ -32,6 +32,18 @@ public interface INetworkBackend
 
     /// <summary>What <see cref="FromGuest"/> accepts unfinished.</summary>
     NetworkOffloads Accepts => NetworkOffloads.None;
+
+    /// <summary>A machine's card has been plugged in.</summary>
+    /// <param name="clock">The machine's clock: time that the guest can see is to be taken from it. It stands still in a pause.</param>
+    void Attach(TimeProvider clock)
+    {
+    }
+
+    /// <summary>The card has been disposed with its machine.</summary>
+    /// <param name="clock">The clock that <see cref="Attach"/> was given.</param>
+    void Detach(TimeProvider clock)
+    {
+    }
 }
 
 /// <summary>A network card's counterpart for programs: both ends of both channels.</summary>

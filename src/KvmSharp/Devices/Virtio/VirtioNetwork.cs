@@ -95,7 +95,13 @@ public sealed partial class VirtioNetwork : VirtioDevice
             DisposeAll(_arrived);
             DisposeAll(_leaving);
         }
+        if (Machine is { } machine)
+        {
+            _backend.Detach(machine.Clock);
+        }
     }
+
+    private protected override void OnAttached() => _backend.Attach(Machine!.Clock);
 
     internal override uint PciClass => 0x02_00_00; // Ethernet controller
 
