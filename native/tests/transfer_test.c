@@ -276,6 +276,14 @@ static void test_iret_long(void)
     CHECK_EQ(flags_read(c), 0x3202 | FLAG_AC | FLAG_NT);
     CHECK_EQ(c->tlb - c->tlb_classes, TLB_USER);
     CHECK_EQ(c->seg[SEG_DS].sel, 0); /* DPL 0 data segments do not follow */
+    /* ... but in 64-bit mode FS and GS have their base still */
+    be_long(0);
+    c->seg[SEG_GS].base = 0x123456789000ull;
+    put_frame64(TARGET, CODE64_3, 2, STACK3, DATA3);
+    RUN("\x48\xcf");
+    CHECK_EQ(c->seg[SEG_GS].sel, 0);
+    CHECK_EQ(c->seg[SEG_GS].attr & ATTR_NULL, ATTR_NULL);
+    CHECK_EQ(c->seg[SEG_GS].base, 0x123456789000ull);
     /* To user mode IF and IOPL are not user mode's to change. */
     be_long(3);
     put_frame64(TARGET, CODE64_3, 0x3202, STACK3 + 0x100, DATA3);

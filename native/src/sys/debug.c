@@ -44,7 +44,8 @@ bool debug_before(struct kvs_vcpu *c)
         c->eflags &= ~FLAG_RF;
         return false;
     }
-    if (c->int_shadow & 1) return false; /* SDM 3A "Masking Exceptions and Interrupts When Switching Stacks" */
+    /* SDM 3A "Masking Exceptions and Interrupts When Switching Stacks"; AMD's processors hold back traps only. */
+    if (c->int_shadow & 1 && !cpuid_is_amd(c)) return false;
     uint64_t la = is_code64(c) ? c->rip : (uint32_t)(c->seg[SEG_CS].base + c->rip), hits = 0;
     for (uint32_t n = 0; n < 4; n++)
         if (bp_enabled(c, n) && bp_kind(c, n) == BP_EXECUTE && c->dr[n] == la) hits |= BIT(n);

@@ -306,7 +306,10 @@ static void drop_privileged_segments(struct kvs_vcpu *c)
         struct segment *s = &c->seg[data[k]];
         bool conforming = attr_is_code(s->attr) && attr_is_conforming(s->attr);
         if (s->attr & ATTR_NULL || conforming || attr_dpl(s->attr) >= c->cpl) continue;
+        /* Selector and descriptor become null; the base, which 64-bit mode uses whatever these are, is left alone. */
+        uint64_t base = s->base;
         segment_set_null(s, 0, 0);
+        s->base = base;
     }
 }
 
