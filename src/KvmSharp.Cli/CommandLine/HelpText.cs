@@ -15,6 +15,8 @@ internal static class HelpText
         Options of run:
           --kernel FILE          a Linux bzImage, an ELF64 vmlinux or a Multiboot 1 kernel
           --firmware FILE        firmware to start in instead of a kernel, for example SeaBIOS
+          --video-bios FILE      its video BIOS (default: vgabios-stdvga.bin next to it)
+          --screenshot FILE      an image (PNG) of its screen when the run ends
           --initrd FILE          its initial RAM disk or module
           --append TEXT          its command line ('run debian': added to console=ttyS0)
           --memory SIZE          guest memory, for example 512M (the default) or 1G

@@ -30,6 +30,12 @@ internal sealed record RunOptions
     /// <summary>The image of firmware that the machine starts in, instead of a kernel.</summary>
     public string? Firmware { get; init; }
 
+    /// <summary>The image of the video BIOS; null looks next to the firmware.</summary>
+    public string? VideoBios { get; init; }
+
+    /// <summary>Where the screen goes as an image when the run ends.</summary>
+    public string? ScreenshotFile { get; init; }
+
     public string? Initrd { get; init; }
 
     public string? Append { get; init; }

@@ -9,7 +9,7 @@ internal static class RunOptionsParser
     private const string DebianGuest = "debian";
 
     private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
-    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware"];
+    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware", "--video-bios", "--screenshot"];
 
     public static RunOptions Parse(IReadOnlyList<string> arguments)
     {
@@ -51,6 +51,8 @@ internal static class RunOptionsParser
         "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
         "--firmware" => options with { Firmware = reader.NonEmptyValue("a file") },
         "--net" => NetworkParser.Parse(options, reader.NonEmptyValue("user or none")),
+        "--video-bios" => options with { VideoBios = reader.NonEmptyValue("a file") },
+        "--screenshot" => options with { ScreenshotFile = reader.NonEmptyValue("a file") },
         _ when reader.IsOption => throw reader.Unknown(),
         _ => ParseGuest(options, reader.Current),
     };
@@ -163,6 +165,16 @@ internal static class RunOptionsParser
         if (options.Firmware is not null && options.Kernel is not null)
         {
             throw Usage("--firmware and --kernel exclude each other");
+        }
+
+        if (options.ScreenshotFile is not null && options.Firmware is null)
+        {
+            throw Usage("--screenshot needs --firmware: without it the machine has no screen");
+        }
+
+        if (options.VideoBios is not null && options.Firmware is null)
+        {
+            throw Usage("--video-bios needs --firmware");
         }
 
         if (options.Kernel is null && options.Firmware is null && options.Disks.Count != 0)

@@ -60,6 +60,7 @@ internal sealed class RunCommand : IDisposable
             report.Start();
             exit = await RunOnceAsync(machine, trace).ConfigureAwait(false);
             report.Add(machine.VirtualMachine);
+            SaveScreenshot(machine);
             if (exit.Kind != VmExitKind.Reset || _options.NoReboot)
             {
                 break;
@@ -91,6 +92,23 @@ internal sealed class RunCommand : IDisposable
         }
 
         return await machine.WaitForExitAsync().ConfigureAwait(false);
+    }
+
+    private void SaveScreenshot(PcMachine machine)
+    {
+        if (_options.ScreenshotFile is not { } file || machine.Display is not { } display)
+        {
+            return;
+        }
+
+        try
+        {
+            display.Capture().SavePng(file);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or NotSupportedException)
+        {
+            throw new CliException($"--screenshot: cannot write '{file}': {exception.Message}", exception);
+        }
     }
 
     private async Task<PcMachineOptions> BuildOptionsAsync()
@@ -137,7 +155,7 @@ internal sealed class RunCommand : IDisposable
 
         if (_options.Firmware is { } firmware)
         {
-            return options with { Firmware = BootImage.FromFile(firmware) };
+            return options with { Firmware = BootImage.FromFile(firmware), VideoBios = FindVideoBios(firmware) };
         }
 
         return options with
@@ -157,6 +175,18 @@ internal sealed class RunCommand : IDisposable
         {
             throw new CliException($"--device {DeviceParser.FwCfg}: cannot read '{path}': {exception.Message}", exception);
         }
+    }
+
+    // SeaBIOS comes with a video BIOS for this adapter, in the same directory.
+    private BootImage? FindVideoBios(string firmware)
+    {
+        if (_options.VideoBios is { } file)
+        {
+            return BootImage.FromFile(file);
+        }
+
+        string neighbor = Path.Combine(Path.GetDirectoryName(Path.GetFullPath(firmware)) ?? "", "vgabios-stdvga.bin");
+        return File.Exists(neighbor) ? BootImage.FromFile(neighbor) : null;
     }
 
     private static CpuModel ParseCpu(string? text)

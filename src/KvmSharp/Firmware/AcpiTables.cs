@@ -18,6 +18,9 @@ internal sealed record AcpiTableOptions
 
     public bool RealTimeClock { get; init; } = true;
 
+    /// <summary>Whether there is a controller of keyboard and mouse.</summary>
+    public bool Keyboard { get; init; }
+
     /// <summary>Whether there is a PCI bus as <see cref="PciHost"/> has it.</summary>
     public bool Pci { get; init; }
 
@@ -116,6 +119,7 @@ internal static class AcpiTables
         const byte Revision = 6;
         const byte MinorRevision = 5;
         const ushort LegacyDevices = 1 << 0;
+        const ushort KeyboardController = 1 << 1;
         const ushort VgaNotPresent = 1 << 2;
         const ushort RtcNotPresent = 1 << 5;
         const uint WriteBackInvalidate = 1 << 0;
@@ -142,7 +146,8 @@ internal static class AcpiTables
         U16(96, 0xfff); // C2 and C3 latencies beyond the limits: not supported
         U16(98, 0xffff);
         fadt[108] = options.RealTimeClock ? (byte)0x32 : (byte)0; // the century's CMOS register
-        U16(109, (ushort)(LegacyDevices | VgaNotPresent | (options.RealTimeClock ? 0 : RtcNotPresent))); // and no 8042
+        U16(109, (ushort)(LegacyDevices | VgaNotPresent | (options.RealTimeClock ? 0 : RtcNotPresent)
+            | (options.Keyboard ? KeyboardController : 0)));
         U32(112, WriteBackInvalidate | ProcessorC1 | NoFixedSleepButton | NoFixedRtc | Timer32Bit | ResetRegister);
         GenericAddress(span[116..], 8, ByteAccess, ResetControl.ResetPort);
         fadt[128] = ResetControl.FullReset;
@@ -202,6 +207,15 @@ internal static class AcpiTables
                     .Name("_HID", AmlWriter.EisaId("PNP0501"))
                     .Name("_UID", uid)
                     .NameResources("_CRS", AmlWriter.Ports(port, Uart16550.PortCount), AmlWriter.Irq(irq)));
+            }
+            if (options.Keyboard)
+            {
+                system.Device("KBD", d => d
+                    .Name("_HID", AmlWriter.EisaId("PNP0303"))
+                    .NameResources("_CRS", AmlWriter.Ports(0x60, 1), AmlWriter.Ports(0x64, 1), AmlWriter.Irq(1)));
+                system.Device("MOU", d => d
+                    .Name("_HID", AmlWriter.EisaId("PNP0F13"))
+                    .NameResources("_CRS", AmlWriter.Irq(12)));
             }
             if (options.Pci)
             {

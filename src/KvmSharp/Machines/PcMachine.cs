@@ -18,6 +18,8 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     private const ulong HoleEnd = 4UL << 30;
     private const ulong OptionRomStart = 0xc_0000;
     private const ulong FirmwareEnd = 0x10_0000;
+    private const int KeyboardInterrupt = 1;
+    private const int MouseInterrupt = 12;
     private const int RtcInterrupt = 8;
     private const uint VirtioMmioStart = 0xfeb0_0000;
     private const uint VirtioMmioStep = 0x1000; // a page each, so that a guest can map them one by one
@@ -64,6 +66,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             MapSerialPorts();
             MapDevices(below4G, options.MemorySize - below4G);
             MapTestDevices();
+            AddDisplay();
             AddVirtioDevices();
             AddPciDevices();
             var rsdp = Options.Firmware is null ? InstallFirmwareData() : null;
@@ -98,6 +101,15 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
 
     /// <summary>The firmware configuration device, or <see langword="null"/> without one. Items are added before the start.</summary>
     public FwCfg? FwCfg { get; private set; }
+
+    /// <summary>The keyboard, or <see langword="null"/> without one.</summary>
+    public Ps2Keyboard? Keyboard { get; private set; }
+
+    /// <summary>The mouse, or <see langword="null"/> without one.</summary>
+    public Ps2Mouse? Mouse { get; private set; }
+
+    /// <summary>The screen, or <see langword="null"/> without one.</summary>
+    public VgaAdapter? Display { get; private set; }
 
     /// <summary>The PCI bus, or <see langword="null"/> without one.</summary>
     public PciHost? Pci { get; private set; }
@@ -164,6 +176,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             device.Dispose();
         }
+        Display?.Dispose();
     }
 
     // Guest memory costs host memory only when it is touched, but a guest touches a part of all it has.
@@ -233,7 +246,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             ports.Map(resetControl, ResetControl.BasePort, ResetControl.PortCount);
         }
-        ports.Map(new KeyboardReset(machine), KeyboardReset.BasePort, KeyboardReset.PortCount);
+        MapKeyboardController(machine);
         ports.Map(new SystemControlPortA(machine, machine.A20), SystemControlPortA.DefaultPort, 1);
         if (Options.RealTimeClock)
         {
@@ -278,6 +291,29 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
                 FwCfg.AddFile(file.Name, file.Content);
             }
             VirtualMachine.Ports.Map(FwCfg, FwCfg.BasePort, FwCfg.PortCount);
+        }
+    }
+
+    private void MapKeyboardController(VirtualMachine machine)
+    {
+        if (!Options.HasKeyboard)
+        {
+            machine.Ports.Map(new KeyboardReset(machine), KeyboardReset.BasePort, KeyboardReset.PortCount);
+            return;
+        }
+        var controller = new KeyboardController(
+            machine.Clock, machine.GetInterruptLine(KeyboardInterrupt), machine.GetInterruptLine(MouseInterrupt), machine, machine.A20);
+        machine.Ports.Map(controller, KeyboardController.BasePort, KeyboardController.PortCount);
+        Keyboard = controller.Keyboard;
+        Mouse = controller.Mouse;
+    }
+
+    private void AddDisplay()
+    {
+        if (Options.HasDisplay)
+        {
+            Display = new VgaAdapter(Options.VideoBios?.Bytes);
+            Pci!.Add(Display);
         }
     }
 
@@ -326,6 +362,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             VcpuCount = Options.VcpuCount,
             SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
             RealTimeClock = Options.RealTimeClock,
+            Keyboard = Options.HasKeyboard,
             Pci = Pci is not null,
             VirtioMmio = _virtioMmio,
         });

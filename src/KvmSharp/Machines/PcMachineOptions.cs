@@ -76,6 +76,15 @@ public sealed record PcMachineOptions
     /// <summary>Whether the machine has ACPI: tables, power management registers, power-off. A guest without it cannot switch itself off.</summary>
     public bool Acpi { get; init; } = true;
 
+    /// <summary>Whether the machine has a keyboard and a mouse. Firmware brings them along.</summary>
+    public bool Keyboard { get; init; }
+
+    /// <summary>Whether the machine has a screen: a VGA on the PCI bus. Firmware brings it along.</summary>
+    public bool Display { get; init; }
+
+    /// <summary>The video BIOS of the screen, which firmware needs to show anything.</summary>
+    public BootImage? VideoBios { get; init; }
+
     /// <summary>Whether the machine has a PCI bus. Devices on it bring it along.</summary>
     public bool Pci { get; init; }
 
@@ -88,7 +97,11 @@ public sealed record PcMachineOptions
     /// <summary>The virtio devices, in the order of their places.</summary>
     public IReadOnlyList<VirtioDeviceOptions> VirtioDevices { get; init; } = [];
 
-    internal bool HasPci => Pci || Firmware is not null || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
+    internal bool HasKeyboard => Keyboard || Firmware is not null;
+
+    internal bool HasDisplay => Display || VideoBios is not null || Firmware is not null;
+
+    internal bool HasPci => Pci || HasDisplay || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
 
     /// <summary>Whether <see cref="PcMachine.RunAsync"/> ends at a reset instead of starting the machine anew.</summary>
     public bool NoReboot { get; init; }

@@ -279,6 +279,9 @@ public sealed unsafe class GuestMemory
         }
     }
 
+    /// <summary>Makes known what a device has written into memory of its own that is mapped there.</summary>
+    internal void MarkWritten(GuestAddress address, ulong length) => _ = NativeMethods.MemWritten(_vm, address.Value, length);
+
     /// <summary>Whether memory backs every byte of a range. The range may span adjacent slots.</summary>
     /// <param name="address">The first address.</param>
     /// <param name="length">The length in bytes.</param>

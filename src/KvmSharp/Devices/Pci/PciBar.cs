@@ -3,7 +3,7 @@ using static KvmSharp.Devices.Pci.PciRegisters;
 namespace KvmSharp.Devices.Pci;
 
 /// <summary>One range of ports or addresses of a PCI function and the base address register that places it.</summary>
-internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo, bool is64Bit, IIoDevice registers)
+internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo, bool is64Bit, IIoDevice registers, bool isRom = false)
 {
     private IDisposable? _registration;
 
@@ -16,6 +16,9 @@ internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo,
     public bool IsIo => isIo;
 
     public bool Is64Bit => is64Bit;
+
+    /// <summary>Whether the range is the expansion ROM, which has a register and a switch of its own.</summary>
+    public bool IsRom => isRom;
 
     public IIoDevice Registers => registers;
 
@@ -32,6 +35,10 @@ internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo,
             {
                 return null;
             }
+            if (isRom && (device.Config.GetUInt32(ExpansionRom) & ExpansionRomEnable) == 0)
+            {
+                return null;
+            }
             var address = Address;
             // 0 is what nobody has set yet; PCI 3.0, "Implementation Note: Sizing a 32-bit Base Address Register".
             return address == 0 || address > LastAddress - (size - 1) ? null : address;
@@ -42,15 +49,15 @@ internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo,
     {
         get
         {
-            var offset = FirstBar + 4 * index;
-            var low = device.Config.GetUInt32(offset) & (isIo ? ~3u : ~15u);
+            var offset = Offset;
+            var low = device.Config.GetUInt32(offset) & ~Flags;
             return is64Bit ? low | (ulong)device.Config.GetUInt32(offset + 4) << 32 : low;
         }
 
         set
         {
-            var offset = FirstBar + 4 * index;
-            var flags = device.Config.GetUInt32(offset) & (isIo ? 3u : 15u);
+            var offset = Offset;
+            var flags = device.Config.GetUInt32(offset) & Flags;
             device.Config.SetUInt32(offset, (uint)value | flags);
             if (is64Bit)
             {
@@ -58,6 +65,10 @@ internal sealed class PciBar(PciDevice device, int index, ulong size, bool isIo,
             }
         }
     }
+
+    private int Offset => isRom ? ExpansionRom : FirstBar + 4 * index;
+
+    private uint Flags => isRom ? 0x7ff : isIo ? 3u : 15u;
 
     private ulong LastAddress => isIo ? ushort.MaxValue : is64Bit ? ulong.MaxValue : uint.MaxValue;
 

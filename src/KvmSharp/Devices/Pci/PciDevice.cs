@@ -100,6 +100,21 @@ public abstract class PciDevice
         _bars.Add(new PciBar(this, index, (ulong)size, true, false, registers));
     }
 
+    /// <summary>Adds an expansion ROM: code for firmware to run.</summary>
+    /// <param name="content">The content, at most 16 MiB; the range is as large, rounded up to a power of two.</param>
+    /// <exception cref="KvmSharpException">The content is empty or too large, or there is one already.</exception>
+    protected void AddExpansionRom(ReadOnlyMemory<byte> content)
+    {
+        CheckNotPlaced();
+        if (content.IsEmpty || content.Length > 16 << 20 || _bars.Exists(b => b.IsRom))
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"A PCI function cannot have an expansion ROM of {content.Length} bytes here.");
+        }
+        var size = Math.Max(System.Numerics.BitOperations.RoundUpToPowerOf2((uint)content.Length), 2048);
+        Config.DefineUInt32(ExpansionRom, 0, ~(size - 1) | ExpansionRomEnable);
+        _bars.Add(new PciBar(this, ExpansionRomIndex, size, false, false, new Rom(content), true));
+    }
+
     /// <summary>Adds the interrupt pin A, for <see cref="SetInterruptLevel"/>.</summary>
     protected void AddInterruptPin()
     {
@@ -320,6 +335,23 @@ public abstract class PciDevice
         if (_bars.Exists(b => b.Index < index + registers && index < b.Index + (b.Is64Bit ? 2 : 1)))
         {
             throw new KvmSharpException(KvmSharpErrorCode.AlreadyExists, $"BAR {index} is taken.");
+        }
+    }
+
+    // What is behind the content reads as an empty socket.
+    private sealed class Rom(ReadOnlyMemory<byte> content) : IIoDevice
+    {
+        public void Read(ulong offset, Span<byte> data)
+        {
+            if (offset < (ulong)content.Length)
+            {
+                var rest = content.Span[(int)offset..];
+                rest[..Math.Min(rest.Length, data.Length)].CopyTo(data);
+            }
+        }
+
+        public void Write(ulong offset, ReadOnlySpan<byte> data)
+        {
         }
     }
 

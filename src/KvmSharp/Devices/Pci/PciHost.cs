@@ -124,7 +124,7 @@ public sealed class PciHost : IIoDevice, IDeviceState
             var high = HighWindowStart;
             var ports = PortWindowStart;
             // From large to small, so that alignment leaves no gaps.
-            foreach (var bar in _functions.OfType<PciDevice>().SelectMany(d => d.Bars).OrderByDescending(b => b.Size))
+            foreach (var bar in _functions.OfType<PciDevice>().SelectMany(d => d.Bars).Where(b => !b.IsRom).OrderByDescending(b => b.Size))
             {
                 if (bar.IsIo)
                 {
@@ -260,7 +260,7 @@ public sealed class PciHost : IIoDevice, IDeviceState
         if (routing <= 0xff && _functions[routing] is { } device)
         {
             device.WriteConfig(offset, data);
-            if (offset < FirstBar + 4 * BarCount)
+            if (offset < ExpansionRom + 4)
             {
                 UpdateMappings();
             }

@@ -21,6 +21,7 @@ internal static class PciRegisters
     public const int BarCount = 6;
     public const int SubsystemVendorId = 0x2c;
     public const int SubsystemId = 0x2e;
+    public const int ExpansionRom = 0x30;
     public const int CapabilitiesPointer = 0x34;
     public const int InterruptLineRegister = 0x3c;
     public const int InterruptPinRegister = 0x3d;
@@ -55,6 +56,10 @@ internal static class PciRegisters
     public const uint BarIo = 1 << 0;
     public const uint BarMemory64 = 2 << 1;
     public const uint BarPrefetchable = 1 << 3;
+
+    // "Expansion ROM Base Address Register"
+    public const uint ExpansionRomEnable = 1 << 0;
+    public const int ExpansionRomIndex = 6; // as if it were one more base address register
 
     // "Capability IDs"
     public const byte CapabilityMsi = 0x05;
