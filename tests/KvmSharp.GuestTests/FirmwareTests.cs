@@ -20,12 +20,19 @@ public sealed class FirmwareTests
             Firmware = BootImage.FromFile(await DebianFiles.SeaBiosAsync()),
             MemorySize = (ulong)megabytes << 20,
             DebugConsole = console,
+            VideoBios = BootImage.FromFile(await DebianFiles.VideoBiosAsync()),
+            VcpuCount = 2,
         });
         machine.Start();
-        Assert.True(console.WaitForOutput("Booting from", _limit) >= 0, console.GetOutputText());
+        Assert.True(console.WaitForOutput("Retrying in 60 seconds", _limit) >= 0, console.GetOutputText());
         string text = console.GetOutputText();
         Assert.Contains("SeaBIOS (version", text, StringComparison.Ordinal);
         Assert.Contains("q35", text, StringComparison.Ordinal);
         Assert.Contains("PCIe: using q35 mmconfig at 0xb0000000", text, StringComparison.Ordinal);
+        Assert.Contains("Found 2 cpu(s) max supported 2 cpu(s)", text, StringComparison.Ordinal);
+        Assert.Contains("PS2 keyboard initialized", text, StringComparison.Ordinal);
+        string screen = machine.Display!.GetText();
+        Assert.StartsWith("SeaBIOS (version", screen, StringComparison.Ordinal);
+        Assert.Contains("No bootable device.", screen, StringComparison.Ordinal);
     }
 }

@@ -36,6 +36,8 @@ internal sealed record RunOptions
     /// <summary>Where the screen goes as an image when the run ends.</summary>
     public string? ScreenshotFile { get; init; }
 
+    public IReadOnlyList<BootDevice> BootOrder { get; init; } = [BootDevice.Disk, BootDevice.CdRom, BootDevice.Network];
+
     public string? Initrd { get; init; }
 
     public string? Append { get; init; }

@@ -9,7 +9,7 @@ internal static class RunOptionsParser
     private const string DebianGuest = "debian";
 
     private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
-    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware", "--video-bios", "--screenshot"];
+    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware", "--video-bios", "--screenshot", "--boot"];
 
     public static RunOptions Parse(IReadOnlyList<string> arguments)
     {
@@ -53,6 +53,7 @@ internal static class RunOptionsParser
         "--net" => NetworkParser.Parse(options, reader.NonEmptyValue("user or none")),
         "--video-bios" => options with { VideoBios = reader.NonEmptyValue("a file") },
         "--screenshot" => options with { ScreenshotFile = reader.NonEmptyValue("a file") },
+        "--boot" => options with { BootOrder = ParseBootOrder(reader.NonEmptyValue("an order such as cdrom,disk")) },
         _ when reader.IsOption => throw reader.Unknown(),
         _ => ParseGuest(options, reader.Current),
     };
@@ -140,6 +141,18 @@ internal static class RunOptionsParser
         };
     }
 
+    private static IReadOnlyList<BootDevice> ParseBootOrder(string text)
+    {
+        BootDevice[] order = [.. text.Split(',').Select(part => part switch
+        {
+            "disk" => BootDevice.Disk,
+            "cdrom" => BootDevice.CdRom,
+            "network" => BootDevice.Network,
+            _ => throw Usage($"--boot: '{part}' is none of disk, cdrom, network"),
+        })];
+        return order.Distinct().Count() == order.Length ? order : throw Usage($"--boot: '{text}' names a kind twice");
+    }
+
     private static void Check(RunOptions options, HashSet<string> seen)
     {
         if (options.VirtualClock && options.Networks.Count != 0)
@@ -172,9 +185,9 @@ internal static class RunOptionsParser
             throw Usage("--screenshot needs --firmware: without it the machine has no screen");
         }
 
-        if (options.VideoBios is not null && options.Firmware is null)
+        if (options.Firmware is null && ((string[])["--video-bios", "--boot"]).FirstOrDefault(seen.Contains) is { } firmwareOnly)
         {
-            throw Usage("--video-bios needs --firmware");
+            throw Usage($"{firmwareOnly} needs --firmware");
         }
 
         if (options.Kernel is null && options.Firmware is null && options.Disks.Count != 0)

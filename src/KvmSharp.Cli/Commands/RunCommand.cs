@@ -155,7 +155,13 @@ internal sealed class RunCommand : IDisposable
 
         if (_options.Firmware is { } firmware)
         {
-            return options with { Firmware = BootImage.FromFile(firmware), VideoBios = FindVideoBios(firmware) };
+            return options with
+            {
+                Firmware = BootImage.FromFile(firmware),
+                VideoBios = FindVideoBios(firmware),
+                BootOrder = _options.BootOrder,
+                FwCfgFiles = WithSerialConsole(options.FwCfgFiles),
+            };
         }
 
         return options with
@@ -175,6 +181,16 @@ internal sealed class RunCommand : IDisposable
         {
             throw new CliException($"--device {DeviceParser.FwCfg}: cannot read '{path}': {exception.Message}", exception);
         }
+    }
+
+    // SeaBIOS shows the screen on the first serial port too and takes keys from it, when it finds the port's number here.
+    private IReadOnlyList<FwCfgFile> WithSerialConsole(IReadOnlyList<FwCfgFile> files)
+    {
+        const string Name = "etc/sercon-port";
+        const ushort Com1 = 0x3f8;
+        return _options.Serial != SerialTarget.Stdio || files.Any(file => file.Name == Name)
+            ? files
+            : [.. files, new FwCfgFile(Name, BitConverter.GetBytes(Com1))];
     }
 
     // SeaBIOS comes with a video BIOS for this adapter, in the same directory.

@@ -24,6 +24,15 @@ internal sealed record AcpiTableOptions
     /// <summary>Whether there is a PCI bus as <see cref="PciHost"/> has it.</summary>
     public bool Pci { get; init; }
 
+    /// <summary>Where the configuration space of PCI functions is in memory.</summary>
+    public uint EcamAddress { get; init; } = (uint)PciHost.DefaultEcamAddress;
+
+    /// <summary>The first and the last address that PCI functions may be given below 4 GiB.</summary>
+    public (uint First, uint Last) PciWindow { get; init; } = ((uint)PciHost.MemoryWindowStart, (uint)PciHost.MemoryWindowEnd - 1);
+
+    /// <summary>Whether there is a VGA.</summary>
+    public bool Vga { get; init; }
+
     /// <summary>Virtio devices without a bus: address of the registers and GSI.</summary>
     public IReadOnlyList<(uint Address, int Gsi)> VirtioMmio { get; init; } = [];
 }
@@ -70,7 +79,7 @@ internal static class AcpiTables
         var dsdt = Place(BuildDsdt(options), 16);
         var fadt = Place(BuildFadt(options, facs, dsdt), 16);
         var madt = Place(BuildMadt(options), 16);
-        uint[] tables = options.Pci ? [fadt, madt, Place(BuildMcfg(), 16)] : [fadt, madt];
+        uint[] tables = options.Pci ? [fadt, madt, Place(BuildMcfg(options), 16)] : [fadt, madt];
         var rsdt = Place(BuildRootTable("RSDT", 4, tables), 16);
         var xsdt = Place(BuildRootTable("XSDT", 8, tables), 16);
         var bytes = image.ToArray();
@@ -146,7 +155,7 @@ internal static class AcpiTables
         U16(96, 0xfff); // C2 and C3 latencies beyond the limits: not supported
         U16(98, 0xffff);
         fadt[108] = options.RealTimeClock ? (byte)0x32 : (byte)0; // the century's CMOS register
-        U16(109, (ushort)(LegacyDevices | VgaNotPresent | (options.RealTimeClock ? 0 : RtcNotPresent)
+        U16(109, (ushort)(LegacyDevices | (options.Vga ? 0 : VgaNotPresent) | (options.RealTimeClock ? 0 : RtcNotPresent)
             | (options.Keyboard ? KeyboardController : 0)));
         U32(112, WriteBackInvalidate | ProcessorC1 | NoFixedSleepButton | NoFixedRtc | Timer32Bit | ResetRegister);
         GenericAddress(span[116..], 8, ByteAccess, ResetControl.ResetPort);
@@ -219,7 +228,7 @@ internal static class AcpiTables
             }
             if (options.Pci)
             {
-                DescribePci(system);
+                DescribePci(system, options);
             }
             for (var i = 0; i < options.VirtioMmio.Count; i++)
             {
@@ -242,12 +251,12 @@ internal static class AcpiTables
     }
 
     // PCI Firmware Specification 3.3, "MCFG Table Description": one segment, all buses.
-    private static byte[] BuildMcfg() =>
-        BuildTable("MCFG", 1, [.. new byte[8], .. BitConverter.GetBytes(PciHost.DefaultEcamAddress), 0, 0, 0, 0xff, 0, 0, 0, 0]);
+    private static byte[] BuildMcfg(AcpiTableOptions options) =>
+        BuildTable("MCFG", 1, [.. new byte[8], .. BitConverter.GetBytes((ulong)options.EcamAddress), 0, 0, 0, 0xff, 0, 0, 0, 0]);
 
     // ACPI 6.5, "_PRT (PCI Routing Table)": device, pin, no link device, GSI. Without functions beyond the root bus only
     // its windows matter.
-    private static void DescribePci(AmlWriter system)
+    private static void DescribePci(AmlWriter system, AcpiTableOptions options)
     {
         var routes = new List<uint[]>();
         for (var device = 0; device < 32; device++)
@@ -268,13 +277,13 @@ internal static class AcpiTables
                 AmlWriter.Ports((ushort)PciHost.BasePort, PciHost.PortCount),
                 AmlWriter.PortWindow(0, (ushort)(PciHost.BasePort - 1)),
                 AmlWriter.PortWindow((ushort)(PciHost.BasePort + PciHost.PortCount), 0xffff),
-                AmlWriter.MemoryWindow((uint)PciHost.MemoryWindowStart, (uint)(PciHost.MemoryWindowEnd - 1)),
+                AmlWriter.MemoryWindow(options.PciWindow.First, options.PciWindow.Last),
                 AmlWriter.HighMemoryWindow(PciHost.HighWindowStart, PciHost.HighWindowEnd - 1))
             .NamePackages("_PRT", routes));
         // "PCI Express Enhanced Configuration": the range belongs to the motherboard.
         system.Device("MBRD", d => d
             .Name("_HID", AmlWriter.EisaId("PNP0C02"))
-            .NameResources("_CRS", AmlWriter.Memory((uint)PciHost.DefaultEcamAddress, 256U << 20)));
+            .NameResources("_CRS", AmlWriter.Memory(options.EcamAddress, 256U << 20)));
     }
 
     // "System Description Table Header"

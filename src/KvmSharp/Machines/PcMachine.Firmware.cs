@@ -1,6 +1,7 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
 using KvmSharp.Devices.Pci;
+using KvmSharp.Firmware;
 
 namespace KvmSharp;
 
@@ -13,6 +14,8 @@ public sealed partial class PcMachine
     // Where firmware for this chipset puts ECAM and the ranges of PCI functions behind it: RAM must end below.
     private const ulong FirmwareHoleStart = 0xb000_0000;
     private const ulong FirmwareHoleStartOfLargeMemory = 2UL << 30;
+
+    private static readonly (uint First, uint Last) FirmwarePciWindow = (0xc000_0000, 0xfebf_ffff);
 
     private ShadowMemory? _shadowMemory;
     private LpcBridge? _lpcBridge;
@@ -38,6 +41,32 @@ public sealed partial class PcMachine
         VirtualMachine.Memory.AddRom(HoleEnd - (ulong)image.Length, image);
         _shadowMemory = new ShadowMemory(VirtualMachine.Memory, image);
         VirtualMachine.Mmio.Map(_shadowMemory, ShadowMemoryRegisters.Address, ShadowMemoryRegisters.Length);
+    }
+
+    // Firmware moves ECAM before it reads the tables, which tell where it is.
+    private void AddFirmwareFiles(ulong below4G)
+    {
+        if (FwCfg is not { } fwCfg)
+        {
+            return;
+        }
+        AddFile(fwCfg, "etc/e820", FirmwareFiles.MemoryMap(below4G, Options.MemorySize - below4G));
+        FirmwareFiles.AddSmbios(fwCfg, SmbiosOptions);
+        if (Options.Acpi)
+        {
+            var options = AcpiOptions with { EcamAddress = (uint)FirmwareHoleStart, PciWindow = FirmwarePciWindow };
+            var tables = FirmwareFiles.AddAcpi(fwCfg, options);
+            Pci!.Bridge.EcamMoved += address => AcpiTables.Build(0, options with { EcamAddress = (uint)address }).CopyTo(tables, 0);
+        }
+    }
+
+    // What the user gives comes first.
+    private static void AddFile(FwCfg fwCfg, string name, byte[] content)
+    {
+        if (!fwCfg.FileNames.Contains(name))
+        {
+            fwCfg.AddFile(name, content);
+        }
     }
 
     private void AddChipset()

@@ -69,7 +69,11 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             AddDisplay();
             AddVirtioDevices();
             AddPciDevices();
-            var rsdp = Options.Firmware is null ? InstallFirmwareData() : null;
+            if (options.Firmware is not null)
+            {
+                AddFirmwareFiles(below4G);
+            }
+            var rsdp = options.Firmware is null ? InstallFirmwareData() : null;
             if (options.Kernel is { } kernel)
             {
                 KernelLoader.Load(VirtualMachine.Memory, VirtualMachine.Vcpus[0], kernel, new LinuxBootOptions
@@ -251,6 +255,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         if (Options.RealTimeClock)
         {
             var rtc = new CmosRtc(machine.Clock, machine.GetInterruptLine(RtcInterrupt), below4G, above4G);
+            rtc.SetBootOrder([.. Options.BootOrder.Select(d => (byte)d)]);
             ports.Map(rtc, CmosRtc.BasePort, CmosRtc.PortCount);
         }
         if (Options.Acpi)
@@ -353,20 +358,39 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         var memory = VirtualMachine.Memory;
         memory.Write(BdaExtendedSegment, (ushort)(MemoryMap.ExtendedBiosData >> 4));
         memory.Write(BdaBaseMemory, (ushort)(MemoryMap.ExtendedBiosData >> 10));
+        InstallSmbios(memory);
         if (!Options.Acpi)
         {
             return null;
         }
-        var tables = AcpiTables.Build(AcpiTables.DefaultAddress, new AcpiTableOptions
-        {
-            VcpuCount = Options.VcpuCount,
-            SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
-            RealTimeClock = Options.RealTimeClock,
-            Keyboard = Options.HasKeyboard,
-            Pci = Pci is not null,
-            VirtioMmio = _virtioMmio,
-        });
-        memory.Write(AcpiTables.DefaultAddress, tables);
+        memory.Write(AcpiTables.DefaultAddress, AcpiTables.Build(AcpiTables.DefaultAddress, AcpiOptions));
         return AcpiTables.DefaultAddress;
     }
+
+    private void InstallSmbios(GuestMemory memory)
+    {
+        const uint TableOffset = 32; // behind the entry point
+        var tables = SmbiosTables.Build(SmbiosOptions);
+        memory.Write(SmbiosTables.DefaultAddress, SmbiosTables.BuildEntryPoint(tables, (uint)SmbiosTables.DefaultAddress + TableOffset));
+        memory.Write(SmbiosTables.DefaultAddress + TableOffset, tables.Table);
+    }
+
+    private SmbiosOptions SmbiosOptions => new()
+    {
+        VcpuCount = Options.VcpuCount,
+        MemorySize = Options.MemorySize,
+        Uuid = Options.SystemUuid,
+        DescribeFirmware = Options.Firmware is null,
+    };
+
+    private AcpiTableOptions AcpiOptions => new()
+    {
+        VcpuCount = Options.VcpuCount,
+        SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
+        RealTimeClock = Options.RealTimeClock,
+        Keyboard = Options.HasKeyboard,
+        Pci = Pci is not null,
+        Vga = Display is not null,
+        VirtioMmio = _virtioMmio,
+    };
 }

@@ -5,6 +5,17 @@ using KvmSharp.Devices.Virtio;
 
 namespace KvmSharp;
 
+/// <summary>What firmware can start an operating system from.</summary>
+public enum BootDevice
+{
+    /// <summary>A disk.</summary>
+    Disk = 2,
+    /// <summary>A CD or DVD.</summary>
+    CdRom = 3,
+    /// <summary>The network, or what else an option ROM offers.</summary>
+    Network = 4,
+}
+
 /// <summary>What is in a <see cref="PcMachine"/>. The machine does not dispose the backends.</summary>
 public sealed record PcMachineOptions
 {
@@ -41,6 +52,9 @@ public sealed record PcMachineOptions
     /// </summary>
     public BootImage? Firmware { get; init; }
 
+    /// <summary>Where firmware looks for an operating system: up to three kinds, the first one first.</summary>
+    public IReadOnlyList<BootDevice> BootOrder { get; init; } = [BootDevice.Disk, BootDevice.CdRom, BootDevice.Network];
+
     /// <summary>The initial RAM disk of the kernel; a Multiboot kernel gets it as its module.</summary>
     public BootImage? Initrd { get; init; }
 
@@ -61,14 +75,14 @@ public sealed record PcMachineOptions
 
     /// <summary>
     /// Whether the machine has the firmware configuration device; see <see cref="Devices.FwCfg"/>. Unset, it is there when
-    /// there are <see cref="FwCfgFiles"/> or the kernel is a Multiboot one, which has no other way to learn the number of processors.
+    /// there are <see cref="FwCfgFiles"/>, or firmware, or the kernel is a Multiboot one, which has no other way to learn the number of processors.
     /// </summary>
     public bool? FwCfg { get; init; }
 
     /// <summary>Files in the firmware configuration device.</summary>
     public IReadOnlyList<FwCfgFile> FwCfgFiles { get; init; } = [];
 
-    internal bool HasFwCfg => FwCfg ?? (FwCfgFiles.Count != 0 || (Kernel is { } kernel && MultibootLoader.IsMultiboot(kernel.Bytes.Span)));
+    internal bool HasFwCfg => FwCfg ?? (FwCfgFiles.Count != 0 || Firmware is not null || (Kernel is { } kernel && MultibootLoader.IsMultiboot(kernel.Bytes.Span)));
 
     /// <summary>Whether the machine has a CMOS real-time clock.</summary>
     public bool RealTimeClock { get; init; } = true;
@@ -78,6 +92,9 @@ public sealed record PcMachineOptions
 
     /// <summary>Whether the machine has a keyboard and a mouse. Firmware brings them along.</summary>
     public bool Keyboard { get; init; }
+
+    /// <summary>The identity of the machine that the SMBIOS tables tell; all zero is none.</summary>
+    public Guid SystemUuid { get; init; }
 
     /// <summary>Whether the machine has a screen: a VGA on the PCI bus. Firmware brings it along.</summary>
     public bool Display { get; init; }
@@ -142,6 +159,11 @@ public sealed record PcMachineOptions
         if (FwCfg == false && FwCfgFiles.Count != 0)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "There are files for the firmware configuration device, but it is not there.");
+        }
+        ArgumentNullException.ThrowIfNull(BootOrder);
+        if (BootOrder.Count is 0 or > 3 || BootOrder.Distinct().Count() != BootOrder.Count || !BootOrder.All(Enum.IsDefined))
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A boot order has one to three kinds of devices, none of them twice.");
         }
         if (Initrd is not null && Kernel is null)
         {

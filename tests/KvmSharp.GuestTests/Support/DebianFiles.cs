@@ -39,6 +39,8 @@ internal static class DebianFiles
 
     public static Task<string> SeaBiosAsync() => GetAsync("seabios", "usr/share/seabios/bios-256k.bin");
 
+    public static Task<string> VideoBiosAsync() => GetAsync("seabios", "usr/share/seabios/vgabios-stdvga.bin");
+
     private static async Task UnpackAsync(string package, string root)
     {
         string download = Directory.CreateTempSubdirectory("kvmsharp-package-").FullName;

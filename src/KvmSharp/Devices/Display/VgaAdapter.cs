@@ -55,6 +55,7 @@ public sealed unsafe partial class VgaAdapter : PciDevice, IDisposable
             AddExpansionRom(rom);
         }
         _vbe[VbeId] = VbeNewestId;
+        CheckVbe();
         _graphics[BitMask] = 0xff;
         _graphics[ColorDontCare] = 0x0f;
         _changed = true;

@@ -28,6 +28,9 @@ public sealed partial class CmosRtc
     private const byte ExtendedMemoryFound = 0x30; // the same again
     private const byte Century = 0x32;
     private const byte MemoryAbove16M = 0x34; // 64 KiB units, two bytes
+    private const byte BootFlags = 0x38; // as Bochs and SeaBIOS use it; the third boot device in the upper half
+    private const byte BootOrder = 0x3d; // the first and the second
+    private const byte NoFloppyCheck = 1 << 0;
     private const byte MemoryAbove4G = 0x5b; // 64 KiB units, three bytes
 
     private const byte HourPm = 0x80;

@@ -144,6 +144,14 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
         }
     }
 
+    /// <summary>Leaves a boot order as a PC's setup program does: up to three kinds of devices, 1 to 4 each. Before the start.</summary>
+    internal void SetBootOrder(ReadOnlySpan<byte> kinds)
+    {
+        byte At(int index, ReadOnlySpan<byte> list) => index < list.Length ? list[index] : (byte)0;
+        _registers[BootOrder] = (byte)(At(0, kinds) | At(1, kinds) << 4);
+        _registers[BootFlags] = (byte)(At(2, kinds) << 4 | NoFloppyCheck);
+    }
+
     private bool InterruptRequested => ((byte)_flags & (byte)ControlBits & (byte)(Flag.Update | Flag.Alarm | Flag.Periodic)) != 0;
 
     private byte ReadRegister(byte index, ulong now)

@@ -18,8 +18,8 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
 
     public override string StateName => "host-bridge";
 
-    /// <summary>Where ECAM answers.</summary>
-    public ulong? EcamAddress { get; private set; }
+    /// <summary>ECAM answers at another address, below 4 GiB.</summary>
+    public event Action<ulong>? EcamMoved;
 
     /// <summary>Adds the attribute registers of memory below 1 MiB, and switches ECAM off as after a reset, for firmware to set up.</summary>
     public void AddShadowMemory(ShadowMemory shadow)
@@ -80,7 +80,11 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
             _ => 0UL, // reserved
         };
         var enabled = (register & EcamEnable) != 0 && size != 0;
-        EcamAddress = enabled ? register & ~0x3ff_ffffUL & ~(size - 1) : null;
-        Host!.MoveEcam(EcamAddress, size);
+        ulong? address = enabled ? register & ~0x3ff_ffffUL & ~(size - 1) : null;
+        Host!.MoveEcam(address, size);
+        if (address is { } at and <= uint.MaxValue)
+        {
+            EcamMoved?.Invoke(at);
+        }
     }
 }
