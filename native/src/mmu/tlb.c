@@ -82,14 +82,33 @@ void tlb_flush_data(struct kvs_vcpu *c)
     tlb_flush_writes(c);
 }
 
-/* Drops what lies in the aligned region of 1 << bits bytes around la. */
-static void region_clear(struct tlb_class *k, uint64_t la, uint32_t bits)
+static inline bool entry_is_empty(const struct tlb_entry *e, uint32_t index) { return tlb_index(e->tag) != index; }
+
+/* Drops what lies in the aligned region of 1 << bits bytes around la, a large page: what the logs name, or all. */
+static void region_clear(struct tlb_class *k, int kind, uint64_t la, uint32_t bits)
 {
-    uint32_t pages = bits - PAGE_SHIFT >= TLB_BITS ? TLB_SIZE : 1u << (bits - PAGE_SHIFT);
-    uint32_t first = tlb_index(la) & ~(pages - 1);
-    for (int kind = 0; kind < TLB_KINDS; kind++)
-        for (uint32_t n = first; n < first + pages; n++)
-            if ((k->e[kind][n].tag ^ la) >> bits == 0) entry_clear(&k->e[kind][n], n);
+    struct tlb_entry *e = k->e[kind];
+    if (log_overflowed(&k->log[kind][0]) || log_overflowed(&k->log[kind][1])) {
+        kind_clear(k, kind);
+        return;
+    }
+    for (int which = 0; which < 2; which++) {
+        struct tlb_log *log = &k->log[kind][which];
+        uint32_t kept = 0;
+        for (uint32_t n = 0; n < log->count; n++) {
+            const uint16_t index = log->index[n];
+            if ((e[index].tag ^ la) >> bits == 0) entry_clear(&e[index], index);
+            /* Addresses that come and go must not fill the log. */
+            if (!entry_is_empty(&e[index], index)) log->index[kept++] = index;
+        }
+        log->count = kept;
+    }
+}
+
+static inline void page_clear(struct tlb_class *k, int kind, uint64_t la)
+{
+    const uint32_t n = tlb_index(la);
+    if ((k->e[kind][n].tag ^ la) >> PAGE_SHIFT == 0) entry_clear(&k->e[kind][n], n);
 }
 
 /* Spread, or the kernel's direct map would share a bit with every low user address. */
@@ -116,7 +135,10 @@ void tlb_flush_page(struct kvs_vcpu *c, uint64_t la)
         uint32_t bits = PAGE_SHIFT;
         if (tc->large[h >> 6] & BIT(h & 63)) bits = 22;
         if (tc->huge & BIT(huge_hash(la))) bits = 30;
-        region_clear(tc, la, bits);
+        for (int kind = 0; kind < TLB_KINDS; kind++) {
+            if (bits == PAGE_SHIFT) page_clear(tc, kind, la);
+            else region_clear(tc, kind, la, bits);
+        }
     }
     jc_flush(c);
     c->stats.tlb_flushes++;
