@@ -196,6 +196,13 @@ struct kvs_debugregs { uint64_t db[4]; uint64_t dr6, dr7, flags, reserved[9]; };
 #define KVS_GUESTDBG_SINGLESTEP 0x2u
 struct kvs_guest_debug { uint32_t control, pad; uint64_t debugreg[8]; };
 
+struct kvs_x86_mce {
+    uint64_t status, addr, misc, mcg_status;
+    uint8_t bank;
+    uint8_t pad1[7];
+    uint64_t pad2[3];
+};
+
 struct kvs_mp_state { uint32_t mp_state; };
 enum { KVS_MP_STATE_RUNNABLE = 0, KVS_MP_STATE_UNINITIALIZED = 1, KVS_MP_STATE_INIT_RECEIVED = 2,
        KVS_MP_STATE_HALTED = 3, KVS_MP_STATE_SIPI_RECEIVED = 4 };
@@ -425,6 +432,11 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *vcpu, const struct kvs_
 KVS_API int32_t kvs_vcpu_set_guest_debug(struct kvs_vcpu *vcpu, const struct kvs_guest_debug *debug);
 KVS_API int32_t kvs_vcpu_translate(struct kvs_vcpu *vcpu, struct kvs_translation *translation);
 
+/*
+ * A machine check (KVM_X86_SET_MCE): stored in its bank; an uncorrected one raises #MC, or shuts the vCPU
+ * down when CR4.MCE is clear or one is being handled. status must have VAL (bit 63). owner
+ */
+KVS_API int32_t kvs_vcpu_set_mce(struct kvs_vcpu *vcpu, const struct kvs_x86_mce *mce);
 /* Injects an external interrupt without an in-core irqchip (KVM_INTERRUPT). owner */
 KVS_API int32_t kvs_vcpu_interrupt(struct kvs_vcpu *vcpu, uint32_t vector);
 KVS_API int32_t kvs_vcpu_nmi(struct kvs_vcpu *vcpu); /* any */

@@ -162,7 +162,7 @@ static enum verdict handle_requests(struct kvs_vcpu *c)
 /* ---- halt ---- */
 static bool wakes(struct kvs_vcpu *c)
 {
-    if (atomic_load(&c->nmi_pending) && !c->nmi_masked) return true;
+    if ((atomic_load(&c->nmi_pending) && !c->nmi_masked) || c->mce_pending) return true;
     return (c->eflags & FLAG_IF) && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)));
 }
 
@@ -283,6 +283,10 @@ static enum verdict events(struct kvs_vcpu *c)
         c->stats.exceptions++;
         if (!deliver_exception(c)) return shutdown(c);
         if (UNLIKELY(c->exc.pending)) return GO_ON; /* the delivery faulted: once more, with a look at requests */
+    }
+    if (UNLIKELY(c->mce_pending)) {
+        if (!mce_deliver(c)) return shutdown(c);
+        if (UNLIKELY(c->exc.pending)) return GO_ON;
     }
     if (c->int_shadow) return GO_ON;
     uint8_t nmis = atomic_load(&c->nmi_pending);

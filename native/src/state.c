@@ -149,7 +149,6 @@ KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s
     }
     tlb_flush_all(c);
     segments_changed(c);
-    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return give(c, KVS_OK);
 }
@@ -409,22 +408,25 @@ KVS_API int32_t kvs_vcpu_set_guest_debug(struct kvs_vcpu *c, const struct kvs_gu
 }
 
 /* ---- the rest ---- */
+#define CORE_MCE_SHIFT 16 /* behind the bits of DR6 in the flags of struct kvs_core_state */
 KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_state *s)
 {
     TAKE(c, s);
     memset(s, 0, sizeof *s);
     s->retired = vcpu_retired(c);
-    s->flags = c->pending_dbg;
+    s->flags = c->pending_dbg | (uint64_t)c->mce_pending << CORE_MCE_SHIFT;
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_core_state *s)
 {
     TAKE(c, s);
-    if (s->flags & ~0xe00full) return give(c, -KVS_ESTATE);
+    const uint64_t dbg = s->flags & (BIT(CORE_MCE_SHIFT) - 1), mce = s->flags >> CORE_MCE_SHIFT & 3;
+    if (s->flags & ~(0xe00full | 3ull << CORE_MCE_SHIFT) || mce > MCE_SHUTDOWN) return give(c, -KVS_ESTATE);
+    c->mce_pending = (uint8_t)mce;
     c->budget = 0;
     c->retired_end = s->retired;
     c->stats.retired = s->retired;
-    c->pending_dbg = s->flags;
+    c->pending_dbg = dbg;
     return give(c, KVS_OK);
 }
 

@@ -6,6 +6,15 @@
 #include "interp/interp.h"
 #include "irqchip/irqchip.h"
 
+/* SDM 3A "5-Level Paging and 4-Level Paging", "Linear-Address Masking" */
+void vcpu_update_linear(struct kvs_vcpu *c)
+{
+    const bool wide = c->cr4 & CR4_LA57;
+    c->la_bits = wide ? 57 : 48;
+    c->lam_user = !is_long_mode(c) ? 0 : c->cr3 & CR3_LAM_U57 ? 57 : c->cr3 & CR3_LAM_U48 ? 48 : 0;
+    c->lam_super = !(c->cr4 & CR4_LAM_SUP) ? 0 : c->la_bits;
+}
+
 void vcpu_update_mode(struct kvs_vcpu *c)
 {
     uint32_t m;
@@ -26,17 +35,9 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     if (c->cpl == 3) m |= MODE_USER;
     if (!(c->cr4 & CR4_OSXSAVE) || (c->xcr0 & 6) != 6) m |= MODE_AVX_UD;
     c->mode = m;
+    vcpu_update_linear(c);
     c->jc_key = (c->jc_key & ~0xffffull) | m;
     c->tlb = &c->tlb_classes[c->cpl == 3 ? TLB_USER : c->eflags & FLAG_AC ? TLB_SUPER_AC : TLB_SUPER];
-}
-
-/* SDM 3A "5-Level Paging and 4-Level Paging", "Linear-Address Masking" */
-void vcpu_update_linear(struct kvs_vcpu *c)
-{
-    const bool wide = c->cr4 & CR4_LA57;
-    c->la_bits = wide ? 57 : 48;
-    c->lam_user = !is_long_mode(c) ? 0 : c->cr3 & CR3_LAM_U57 ? 57 : c->cr3 & CR3_LAM_U48 ? 48 : 0;
-    c->lam_super = !(c->cr4 & CR4_LAM_SUP) ? 0 : c->la_bits;
 }
 
 void vcpu_request(struct kvs_vcpu *c, uint32_t req)
@@ -79,7 +80,6 @@ static void common_reset(struct kvs_vcpu *c)
     c->dr6 = 0xffff0ff0u;
     c->dr7 = 0x400;
     memset(c->pdptr, 0, sizeof c->pdptr);
-    vcpu_update_linear(c);
     c->cpl = 0;
     c->int_shadow = 0;
     memset(&c->exc, 0, sizeof c->exc);
@@ -113,11 +113,11 @@ void vcpu_reset(struct kvs_vcpu *c)
     c->msr_star = c->msr_lstar = c->msr_cstar = c->msr_sfmask = c->msr_kernel_gs_base = 0;
     c->msr_sysenter_cs = c->msr_sysenter_esp = c->msr_sysenter_eip = 0;
     c->msr_pat = 0x0007040600070406ull;
-    c->msr_tsc_aux = c->msr_spec_ctrl = c->msr_mtrr_def = c->msr_mcg_status = c->msr_debugctl = 0;
-    c->msr_misc_enable = 1;
+    c->msr_tsc_aux = c->msr_spec_ctrl = c->msr_mtrr_def = c->msr_mcg_status = c->msr_debugctl = c->msr_hwcr = 0;
+    c->msr_misc_enable = MISC_ENABLE_RESET;
     memset(c->msr_mtrr_fix, 0, sizeof c->msr_mtrr_fix);
     memset(c->msr_mtrr_var, 0, sizeof c->msr_mtrr_var);
-    memset(c->msr_mc, 0, sizeof c->msr_mc);
+    mce_reset(c);
     c->msr_kvm_wall_clock = c->msr_kvm_system_time = 0;
     c->msr_kvm_poll_control = 1;
     c->msr_tsc_adjust = 0;

@@ -129,6 +129,9 @@ struct rmw {
     _Alignas(16) uint8_t data[16];
 };
 
+#define MC_BANKS 10u
+enum { MCE_NONE, MCE_EXCEPTION, MCE_SHUTDOWN };
+
 struct kvs_vcpu {
     /* ---- hot: touched by every handler ---- */
     uint64_t gpr[GPR_COUNT];
@@ -165,9 +168,10 @@ struct kvs_vcpu {
     uint64_t msr_star, msr_lstar, msr_cstar, msr_sfmask, msr_kernel_gs_base;
     uint64_t msr_sysenter_cs, msr_sysenter_esp, msr_sysenter_eip;
     uint64_t msr_pat, msr_tsc_aux, msr_misc_enable, msr_spec_ctrl, msr_mtrr_def;
-    uint64_t msr_mtrr_fix[11], msr_mtrr_var[16], msr_mcg_status, msr_debugctl, msr_microcode;
+    uint64_t msr_mtrr_fix[11], msr_mtrr_var[16], msr_mcg_status, msr_mcg_ctl, msr_debugctl, msr_microcode, msr_hwcr;
     uint64_t msr_kvm_wall_clock, msr_kvm_system_time, msr_kvm_poll_control, msr_tsc_adjust;
-    uint64_t msr_mc[4 * 10];
+    uint64_t msr_mc[4 * MC_BANKS]; /* CTL, STATUS, ADDR, MISC */
+    uint8_t mce_pending;     /* MCE_...: before the next instruction */
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
     uint64_t xcr0;
     uint32_t pkru;
@@ -253,7 +257,7 @@ void vcpu_reset(struct kvs_vcpu *c);       /* power-on: SDM 3A "Processor State 
 void vcpu_init_reset(struct kvs_vcpu *c);  /* INIT: keeps FPU, caches, most MSRs */
 /* Recomputes c->mode, c->tlb and c->jc_key from segments, CRs, EFER, EFLAGS and MXCSR. Cheap. */
 void vcpu_update_mode(struct kvs_vcpu *c);
-/* Recomputes what follows from CR3 and CR4 about the width of linear addresses. */
+/* The part of it that CR3, CR4 and EFER decide: the width of linear addresses. */
 void vcpu_update_linear(struct kvs_vcpu *c);
 /* Posts requests and wakes the vCPU. Any thread. Never lost. */
 void vcpu_request(struct kvs_vcpu *c, uint32_t req);

@@ -497,7 +497,14 @@ OPX(rdtscp)
     if (st == ST_OK) SET32(RCX, c->msr_tsc_aux);
     return st;
 }
-OPX(rdpmc) { return raise_gp(c, 0); } /* no counters */
+/* An AMD processor has four counters whatever CPUID says (APM 2 "Performance Monitoring Counters"); these stand still. */
+OPX(rdpmc)
+{
+    if ((c->cpl != 0 && !(c->cr4 & CR4_PCE)) || !cpuid_is_amd(c) || REG32(RCX) > 3) return raise_gp(c, 0);
+    SET32(RAX, 0);
+    SET32(RDX, 0);
+    return ST_OK;
+}
 
 OPX(rdmsr)
 {

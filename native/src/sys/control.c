@@ -45,7 +45,6 @@ int write_cr0(struct kvs_vcpu *c, uint64_t v)
     c->cr0 = v;
     c->efer = efer;
     if (changed & (CR0_PG | CR0_PE | CR0_WP)) flush_translations(c);
-    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return ST_OK;
 }
@@ -120,7 +119,6 @@ int write_cr4(struct kvs_vcpu *c, uint64_t v)
     }
     c->cr4 = v;
     if (changed & CR4_PAGING) flush_translations(c);
-    vcpu_update_linear(c);
     vcpu_update_mode(c);
     return ST_OK;
 }
@@ -130,7 +128,7 @@ uint64_t efer_allowed(const struct kvs_vcpu *c)
     uint64_t allowed = 0;
     if (has_feature(c, FEAT_SYSCALL)) allowed |= EFER_SCE;
     if (has_feature(c, FEAT_LM)) allowed |= EFER_LME | EFER_LMA;
-    if (has_feature(c, FEAT_NX)) allowed |= EFER_NX;
+    if (has_feature(c, FEAT_NX) && (cpuid_is_amd(c) || !(c->msr_misc_enable & MISC_ENABLE_XD_DISABLE))) allowed |= EFER_NX;
     if (has_feature(c, FEAT_AUTOIBRS)) allowed |= EFER_AUTOIBRS;
     return allowed;
 }

@@ -22,7 +22,9 @@ enum { EAX_, EBX_, ECX_, EDX_ };
                BIT(24) | BIT(29))
 /* UMIP, PKU, GFNI, VAES, VPCLMULQDQ, LA57, RDPID */
 #define ECX_7 (BIT(2) | BIT(3) | BIT(8) | BIT(9) | BIT(10) | BIT(16) | BIT(22))
+#define EDX_7 (BIT(26) | BIT(27) | BIT(28) | BIT(29) | BIT(31)) /* IBRS and IBPB, STIBP, FLUSH_CMD, ARCH_CAPABILITIES, SSBD */
 #define EAX_7_1 BIT(26) /* LAM */
+#define EBX_80000008 (BIT(12) | BIT(14) | BIT(15) | BIT(24) | BIT(26)) /* IBPB, IBRS, STIBP, SSBD, no need for it */
 /* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
 #define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
 /* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
@@ -39,7 +41,7 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 4, .index = 2, .flags = INDEXED, .eax = 0x143, .ebx = 63 | 15 << 22, .ecx = 511 },
     { .function = 4, .index = 3, .flags = INDEXED },
     { .function = 6, .eax = 4 }, /* ARAT: the APIC timer never stops */
-    { .function = 7, .index = 0, .flags = INDEXED, .eax = 1, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7 },
+    { .function = 7, .index = 0, .flags = INDEXED, .eax = 1, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7, .edx = (uint32_t)EDX_7 },
     { .function = 7, .index = 1, .flags = INDEXED, .eax = (uint32_t)EAX_7_1 },
     { .function = 0xb, .index = 0, .flags = INDEXED, .ebx = 1, .ecx = 0x100 },
     { .function = 0xb, .index = 1, .flags = INDEXED, .ebx = 1, .ecx = 0x201 },
@@ -61,7 +63,7 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 0x80000005, .eax = 0x01ff01ff, .ebx = 0x01ff01ff, .ecx = 0x40020140, .edx = 0x40020140 },
     { .function = 0x80000006, .ebx = 0x42004200, .ecx = 0x02008140 },
     { .function = 0x80000007, .edx = BIT(8) }, /* invariant TSC */
-    { .function = 0x80000008, .eax = MAXPHYADDR | 57 << 8 },
+    { .function = 0x80000008, .eax = MAXPHYADDR | 57 << 8, .ebx = (uint32_t)EBX_80000008 },
     /* LFENCE serializes, a null selector clears the base, Automatic IBRS: no branch of one guest mode is
      * predicted from another one's history here, so kernels need no retpolines. */
     { .function = 0x80000021, .eax = BIT(2) | BIT(6) | BIT(8) },
@@ -178,6 +180,7 @@ static uint32_t range_maximum(const struct kvs_vcpu *c, uint32_t leaf)
 /* What depends on the vCPU's state or its VM. */
 static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 {
+    const bool amd = cpuid_is_amd(c);
     switch (leaf) {
     case 0xd: /* the areas for what XCR0 enables: standard, compacted */
         if (subleaf == 0 && has_feature(c, FEAT_XSAVE)) out[EBX_] = xstate_size(c->xcr0, false);
@@ -191,9 +194,14 @@ static void fill_dynamic(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, ui
         out[ECX_] &= ~(uint32_t)BIT(27);
         if (c->cr4 & CR4_OSXSAVE) out[ECX_] |= BIT(27);
         if (c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
+        if (!amd && !(c->msr_misc_enable & MISC_ENABLE_MONITOR)) out[ECX_] &= ~(uint32_t)BIT(3);
         break;
     case 0x80000001:
-        if (c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
+        if (amd && c->lapic && !(lapic_base(c) & BIT(11))) out[EDX_] &= ~(uint32_t)BIT(9);
+        if (!amd && (c->msr_misc_enable & MISC_ENABLE_XD_DISABLE)) out[EDX_] &= ~(uint32_t)BIT(20);
+        break;
+    case 0: /* SDM 4 "IA32_MISC_ENABLE": Limit CPUID Maxval */
+        if (!amd && (c->msr_misc_enable & MISC_ENABLE_LIMIT_CPUID) && out[EAX_] > 2) out[EAX_] = 2;
         break;
     case 0x80000008: out[EAX_] = (out[EAX_] & ~0xff00u) | linear_bits(c) << 8; break;
     case 0xb: case 0x1f: out[EDX_] = c->id; break;

@@ -5,9 +5,9 @@
 
 enum {
     MSR_TSC = 0x10, MSR_KVM_WALL_CLOCK = 0x11, MSR_KVM_SYSTEM_TIME = 0x12, MSR_PLATFORM_ID = 0x17,
-    MSR_APIC_BASE = 0x1b, MSR_EBL_CR_POWERON = 0x2a, MSR_TSC_ADJUST = 0x3b, MSR_BIOS_UPDT_TRIG = 0x79,
-    MSR_BIOS_SIGN_ID = 0x8b, MSR_MTRRCAP = 0xfe, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
-    MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9,
+    MSR_APIC_BASE = 0x1b, MSR_EBL_CR_POWERON = 0x2a, MSR_FEAT_CTL = 0x3a, MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_BIOS_UPDT_TRIG = 0x79,
+    MSR_BIOS_SIGN_ID = 0x8b, MSR_MTRRCAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a, MSR_FLUSH_CMD = 0x10b, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
+    MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_MCG_CTL = 0x17b, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9,
     MSR_LASTBRANCH_FROM = 0x1db, MSR_LASTINT_TO = 0x1de, MSR_MTRR_VAR0 = 0x200, MSR_MTRR_FIX64K = 0x250,
     MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF_TYPE = 0x2ff,
     MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff, MSR_XSS = 0xda0,
@@ -36,9 +36,22 @@ enum {
 #define MSR_BU_CFG2 0xc001102au
 
 #define MTRR_VARS 8u
-#define MC_BANKS 10u
 /* 8 variable ranges, fixed ranges, write-combining. SDM 3A "IA32_MTRRCAP" */
 #define MTRRCAP (MTRR_VARS | BIT(8) | BIT(10))
+/*
+ * SDM 4 "IA32_ARCH_CAPABILITIES": RDCL_NO, IBRS_ALL, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO,
+ * SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO: no guest instruction runs ahead here.
+ */
+#define ARCH_CAPABILITIES (BIT(0) | BIT(1) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(13) | BIT(14) | BIT(15) | BIT(20) | \
+                           BIT(24) | BIT(26) | BIT(27) | BIT(62))
+/* AMD APM 2 "Hardware Configuration Register": MONMWAITUSEREN, McStatusWrEn, TscFreqSel are kept; FFDIS (6), IGNNE (8)
+ * and CPBDIS (25) have nothing to switch here, and neither has TLBCACHEDIS (3). */
+#define HWCR_KEPT (BIT(9) | BIT(18) | BIT(24))
+#define HWCR_IGNORED (BIT(3) | BIT(6) | BIT(8) | BIT(25))
+/* Bits of IA32_MISC_ENABLE that exist, and those of them that only tell something. */
+#define MISC_ENABLE_BITS (MISC_ENABLE_RESET | MISC_ENABLE_FIXED | BIT(3) | BIT(16) | MISC_ENABLE_LIMIT_CPUID | BIT(23) | \
+                          MISC_ENABLE_XD_DISABLE)
+#define MISC_ENABLE_FIXED (BIT(7) | BIT(11) | BIT(12))
 
 uint64_t tsc_read(struct kvs_vcpu *c) { return clock_tsc(c->vm) + (uint64_t)c->tsc_offset; }
 
@@ -81,6 +94,9 @@ static uint64_t *msr_storage(struct kvs_vcpu *c, uint32_t msr)
     case MSR_MTRR_DEF_TYPE: return &c->msr_mtrr_def;
     case MSR_MISC_ENABLE: return &c->msr_misc_enable;
     case MSR_MCG_STATUS: return &c->msr_mcg_status;
+    case MSR_MCG_CTL: return &c->msr_mcg_ctl;
+    case MSR_SPEC_CTRL: return &c->msr_spec_ctrl;
+    case MSR_HWCR: return &c->msr_hwcr;
     case MSR_DEBUGCTL: return &c->msr_debugctl;
     case MSR_BIOS_SIGN_ID: return &c->msr_microcode;
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: return &c->msr_kvm_wall_clock;
@@ -93,6 +109,15 @@ static uint64_t *msr_storage(struct kvs_vcpu *c, uint32_t msr)
     if (mtrr_fix_index(msr) >= 0) return &c->msr_mtrr_fix[mtrr_fix_index(msr)];
     if (is_mc(msr)) return &c->msr_mc[msr - MSR_MC0_CTL];
     return NULL;
+}
+
+static uint64_t spec_ctrl_allowed(const struct kvs_vcpu *c)
+{
+    uint64_t allowed = 0;
+    if (has_feature(c, FEAT_SPECCTRL) || has_feature(c, FEAT_AMDIBRS)) allowed |= BIT(0);
+    if (has_feature(c, FEAT_STIBP) || has_feature(c, FEAT_AMDSTIBP)) allowed |= BIT(1);
+    if (has_feature(c, FEAT_SSBD) || has_feature(c, FEAT_AMDSSBD)) allowed |= BIT(2);
+    return allowed;
 }
 
 /* Does the CPUID table give the guest this register? */
@@ -110,10 +135,14 @@ static bool msr_offered(const struct kvs_vcpu *c, uint32_t msr)
     case MSR_MTRRCAP: case MSR_MTRR_DEF_TYPE: return has_feature(c, FEAT_MTRR);
     case MSR_TSC: return has_feature(c, FEAT_TSC);
     case MSR_TSC_DEADLINE: return c->lapic && has_feature(c, FEAT_TSCDEADLINE);
-    case MSR_TSC_ADJUST:
-        cpuid_lookup((struct kvs_vcpu *)c, 7, 0, out);
-        return out[1] & 2;
-    case MSR_MCG_CAP: case MSR_MCG_STATUS: return has_feature(c, FEAT_MCE);
+    case MSR_TSC_ADJUST: return has_feature(c, FEAT_TSCADJUST);
+    case MSR_MCG_CAP: case MSR_MCG_STATUS: case MSR_MCG_CTL: return has_feature(c, FEAT_MCE);
+    case MSR_SPEC_CTRL: return spec_ctrl_allowed(c) != 0;
+    case MSR_PRED_CMD: return has_feature(c, FEAT_SPECCTRL) || has_feature(c, FEAT_IBPB);
+    case MSR_FLUSH_CMD: return has_feature(c, FEAT_FLUSHL1D);
+    case MSR_ARCH_CAPABILITIES: return has_feature(c, FEAT_ARCHCAP);
+    case MSR_FEAT_CTL: return !cpuid_is_amd(c);
+    case MSR_HWCR: return cpuid_is_amd(c);
     case MSR_XSS: return has_feature(c, FEAT_XSAVES);
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_SYSTEM_TIME:
         cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
@@ -151,7 +180,9 @@ int msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value, bool host)
     case MSR_APIC_BASE: *value = c->lapic ? lapic_base(c) : c->run->apic_base; return 0;
     case MSR_TSC_DEADLINE: return c->lapic ? lapic_msr_read(c, msr, value) : -1;
     case MSR_MTRRCAP: *value = MTRRCAP; return 0;
-    case MSR_MCG_CAP: *value = MC_BANKS; return 0;
+    case MSR_MCG_CAP: *value = mce_capability(); return 0;
+    case MSR_ARCH_CAPABILITIES: *value = ARCH_CAPABILITIES; return 0;
+    case MSR_FEAT_CTL: *value = 1; return 0; /* locked, and nothing in it enabled */
     case MSR_EFER: *value = c->efer; return 0;
     case MSR_FS_BASE: *value = c->seg[SEG_FS].base; return 0;
     case MSR_GS_BASE: *value = c->seg[SEG_GS].base; return 0;
@@ -161,7 +192,7 @@ int msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value, bool host)
     if (!host && !cpuid_is_amd(c)) return -1;
     if (msr >= MSR_K7_EVNTSEL0 && msr <= MSR_K7_PERFCTR3) return 0;
     switch (msr) {
-    case MSR_SYSCFG: case MSR_HWCR: case MSR_TOP_MEM: case MSR_TOP_MEM2: case MSR_NB_CFG: case MSR_INT_PENDING:
+    case MSR_SYSCFG: case MSR_TOP_MEM: case MSR_TOP_MEM2: case MSR_NB_CFG: case MSR_INT_PENDING:
     case MSR_BU_CFG: case MSR_BU_CFG2: return 0;
     case MSR_DE_CFG: *value = 2; return 0; /* LFENCE is serializing */
     default: return -1;
@@ -181,6 +212,10 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
     /* SDM 3A "IA32_MTRR_DEF_TYPE MSR": type, fixed-range enable, enable */
     case MSR_MTRR_DEF_TYPE: return !(v & ~0xcffull) && memory_types_valid(v & 0xff, false);
     case MSR_MCG_STATUS: return host || !(v & ~7ull);
+    case MSR_MCG_CTL: return host || v == 0 || v == ~0ull;
+    case MSR_SPEC_CTRL: return !(v & ~spec_ctrl_allowed(c));
+    case MSR_HWCR: return !(v & ~(HWCR_KEPT | HWCR_IGNORED));
+    case MSR_MISC_ENABLE: return !(v & ~MISC_ENABLE_BITS);
     case MSR_DEBUGCTL: return !(v & ~3ull); /* LBR and BTF */
     case MSR_BIOS_SIGN_ID: return host || v == 0;
     case MSR_KVM_POLL_CONTROL: return v <= 1;
@@ -191,12 +226,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
         return !(v & (addr_reserved | 0xf00)) && memory_types_valid(v & 0xff, false);
     }
     if (mtrr_fix_index(msr) >= 0) return memory_types_valid(v, false);
-    if (is_mc(msr)) {
-        /* SDM 3B "IA32_MCi_STATUS MSRS": software may only clear; CTL enables all or (one quirk bit off) */
-        if ((msr & 3) == 1) return host || v == 0;
-        return true;
-    }
-    return true;
+    return !is_mc(msr) || mce_value_valid(c, msr - MSR_MC0_CTL, v, host);
 }
 
 static int set_segment_base(struct kvs_vcpu *c, uint32_t seg, uint64_t v)
@@ -237,6 +267,11 @@ static int storage_write(struct kvs_vcpu *c, uint32_t msr, uint64_t *storage, ui
         if (host) *storage = v;
         return 0;
     case MSR_TSC_AUX: *storage = (uint32_t)v; return 0;
+    case MSR_HWCR: *storage = v & HWCR_KEPT; return 0;
+    case MSR_MISC_ENABLE:
+        if (!host) v = (v & ~MISC_ENABLE_FIXED) | (*storage & MISC_ENABLE_FIXED);
+        *storage = v;
+        return 0;
     default: *storage = v; return 0;
     }
 }
@@ -246,8 +281,6 @@ static int amd_write(uint32_t msr, uint64_t v)
 {
     if (msr >= MSR_K7_EVNTSEL0 && msr <= MSR_K7_PERFCTR3) return 0; /* no counters: writes have no effect */
     switch (msr) {
-    /* HWCR: FFDIS (6), IGNNE (8), MONMWAITUSEREN (9) and CPBDIS (25) have nothing to switch here */
-    case MSR_HWCR: return v & ~(BIT(3) | BIT(6) | BIT(8) | BIT(9) | BIT(25)) ? -1 : 0;
     case MSR_DE_CFG: return v & ~2ull ? -1 : 0;
     case MSR_SYSCFG: case MSR_TOP_MEM: case MSR_TOP_MEM2: case MSR_INT_PENDING: return v ? -1 : 0;
     case MSR_NB_CFG: case MSR_BU_CFG: case MSR_BU_CFG2: case MSR_PATCH_LOADER: return 0;
@@ -287,6 +320,10 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
         return write_efer(c, v) == ST_OK ? 0 : -1;
     case MSR_FS_BASE: return set_segment_base(c, SEG_FS, v);
     case MSR_GS_BASE: return set_segment_base(c, SEG_GS, v);
+    /* Nothing is predicted or cached that a guest could find: the commands have nothing to do. */
+    case MSR_PRED_CMD: case MSR_FLUSH_CMD: return v & ~1ull ? -1 : 0;
+    case MSR_ARCH_CAPABILITIES: return host && v == ARCH_CAPABILITIES ? 0 : -1;
+    case MSR_FEAT_CTL: return host && v == 1 ? 0 : -1;
     case MSR_BIOS_UPDT_TRIG: return 0; /* microcode updates are accepted and do nothing, as under KVM */
     case MSR_EBL_CR_POWERON: return 0;
     case MSR_XSS: return v ? -1 : 0; /* no supervisor state component */
@@ -298,7 +335,7 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
 
 static const uint32_t state_msrs[] = {
     MSR_TSC, MSR_APIC_BASE, MSR_TSC_ADJUST, MSR_BIOS_SIGN_ID, MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
-    MSR_MCG_STATUS, MSR_MISC_ENABLE, MSR_DEBUGCTL, MSR_PAT, MSR_MTRR_DEF_TYPE, MSR_MTRR_FIX64K, MSR_MTRR_FIX16K,
+    MSR_MCG_STATUS, MSR_MCG_CTL, MSR_SPEC_CTRL, MSR_HWCR, MSR_MISC_ENABLE, MSR_DEBUGCTL, MSR_PAT, MSR_MTRR_DEF_TYPE, MSR_MTRR_FIX64K, MSR_MTRR_FIX16K,
     MSR_MTRR_FIX16K + 1, MSR_MTRR_FIX4K, MSR_MTRR_FIX4K + 1, MSR_MTRR_FIX4K + 2, MSR_MTRR_FIX4K + 3,
     MSR_MTRR_FIX4K + 4, MSR_MTRR_FIX4K + 5, MSR_MTRR_FIX4K + 6, MSR_MTRR_FIX4K + 7, MSR_EFER, MSR_STAR, MSR_LSTAR,
     MSR_CSTAR, MSR_SFMASK, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_KVM_POLL_CONTROL,

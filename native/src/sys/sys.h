@@ -47,6 +47,21 @@ uint64_t tsc_read(struct kvs_vcpu *c);
 /* Virtual clock: makes clock_now exact as of instruction i (run.c). Before whatever reads the clock. */
 void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
 
+/* SDM 4 "IA32_MISC_ENABLE": fast strings, no branch trace, no precise event sampling, MONITOR */
+#define MISC_ENABLE_RESET (BIT(0) | BIT(11) | BIT(12) | BIT(18))
+#define MISC_ENABLE_LIMIT_CPUID BIT(22)
+#define MISC_ENABLE_MONITOR BIT(18)
+#define MISC_ENABLE_XD_DISABLE BIT(34)
+
+/* ---- machine checks (mce.c) ---- */
+#define MCG_STATUS_MCIP 4ull
+void mce_reset(struct kvs_vcpu *c);
+uint64_t mce_capability(void); /* IA32_MCG_CAP */
+/* May software write v to register n (CTL, STATUS, ADDR, MISC: n & 3) of the banks? */
+bool mce_value_valid(const struct kvs_vcpu *c, uint32_t n, uint64_t v, bool host);
+/* A machine check is pending: before anything else. False: shutdown. */
+bool mce_deliver(struct kvs_vcpu *c);
+
 /* ---- CPUID (cpuid.c) ---- */
 int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count);
 void cpuid_lookup(struct kvs_vcpu *c, uint32_t leaf, uint32_t subleaf, uint32_t out[4]);

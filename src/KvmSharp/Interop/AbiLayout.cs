@@ -27,6 +27,7 @@ internal static class AbiLayout
         Row<KvsDebugregs>("kvs_debugregs"),
         Row<KvsGuestDebug>("kvs_guest_debug"),
         Row<KvsMpState>("kvs_mp_state"),
+        Row<KvsX86Mce>("kvs_x86_mce"),
         Row<KvsVcpuEvents>("kvs_vcpu_events"),
         Row<KvsLapicState>("kvs_lapic_state"),
         Row<KvsTranslation>("kvs_translation"),

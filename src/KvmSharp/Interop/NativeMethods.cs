@@ -235,6 +235,9 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(Library, EntryPoint = "kvs_vcpu_translate")]
     internal static partial int VcpuTranslate(VcpuHandle vcpu, KvsTranslation* translation);
 
+    [LibraryImport(Library, EntryPoint = "kvs_vcpu_set_mce")]
+    internal static partial int VcpuSetMce(VcpuHandle vcpu, KvsX86Mce* mce);
+
     [LibraryImport(Library, EntryPoint = "kvs_vcpu_interrupt")]
     internal static partial int VcpuInterrupt(VcpuHandle vcpu, uint vector);
 

@@ -144,6 +144,15 @@ internal struct KvsMpState
 }
 
 [StructLayout(LayoutKind.Sequential)]
+internal unsafe struct KvsX86Mce
+{
+    public ulong Status, Addr, Misc, McgStatus;
+    public byte Bank;
+    public fixed byte Pad1[7];
+    public fixed ulong Pad2[3];
+}
+
+[StructLayout(LayoutKind.Sequential)]
 internal unsafe struct KvsVcpuEvents
 {
     public byte ExceptionInjected, ExceptionNr, ExceptionHasErrorCode, ExceptionPending;

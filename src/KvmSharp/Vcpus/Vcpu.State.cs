@@ -201,6 +201,27 @@ public sealed unsafe partial class Vcpu
         NativeMethods.VcpuInterrupt(_handle, vector).ThrowIfFailed("inject an interrupt");
     }
 
+    /// <summary>
+    /// Reports a hardware error to the guest. An uncorrected one raises a machine-check exception, or shuts the vCPU down when
+    /// the guest has not enabled that exception or is still handling one.
+    /// </summary>
+    /// <param name="error">The error.</param>
+    /// <exception cref="KvmSharpException">There is no such bank, or the status has no VAL bit.</exception>
+    /// <exception cref="InvalidOperationException">The vCPU is running.</exception>
+    public void InjectMachineCheck(MachineCheck error)
+    {
+        using var owned = new Owned(this);
+        var mce = new KvsX86Mce
+        {
+            Bank = error.Bank,
+            Status = error.Status,
+            Addr = error.Address,
+            Misc = error.Miscellaneous,
+            McgStatus = error.GlobalStatus,
+        };
+        NativeMethods.VcpuSetMce(_handle, &mce).ThrowIfFailed("report a machine check");
+    }
+
     /// <summary>Sends a non-maskable interrupt. Callable from any thread.</summary>
     public void InjectNmi() => NativeMethods.VcpuNmi(_handle).ThrowIfFailed("send an NMI");
 

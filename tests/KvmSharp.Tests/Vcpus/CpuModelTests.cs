@@ -220,6 +220,18 @@ public sealed class CpuModelTests
     }
 
     [Fact]
+    public void MachineChecksGoToTheirBank()
+    {
+        const ulong valid = 1UL << 63;
+        using var machine = new VirtualMachine(new VirtualMachineOptions());
+        var vcpu = machine.Vcpus[0];
+        vcpu.InjectMachineCheck(new MachineCheck(3, valid | 0x123, 0x5000, 0x86, 0));
+        Assert.Equal([valid | 0x123, 0x5000UL, 0x86UL], ((uint[])[0x40d, 0x40e, 0x40f]).Select(vcpu.GetMsr));
+        Assert.Throws<KvmSharpException>(() => vcpu.InjectMachineCheck(new MachineCheck(3, 0x123, 0, 0, 0)));
+        Assert.Throws<KvmSharpException>(() => vcpu.InjectMachineCheck(new MachineCheck(10, valid, 0, 0, 0)));
+    }
+
+    [Fact]
     public void MachineShowsItsModel()
     {
         using var machine = new VirtualMachine(new VirtualMachineOptions { Cpu = CpuModel.Parse("x86-64-v2,-sse4.2") });
