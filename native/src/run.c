@@ -24,6 +24,7 @@ OP(int3);
 OP(into);
 OP(int1);
 OP(syscall);
+OP(sysret);
 
 #define BUDGET_MAX (INT64_C(1) << 40)
 #define DR6_BS 0x4000u
@@ -375,10 +376,14 @@ static enum verdict exit_debug(struct kvs_vcpu *c, uint64_t dr6)
     return exit_with(c, KVS_EXIT_DEBUG);
 }
 
-/* SDM 3B "Single-Step Exception Condition": what clears TF on its way into a handler is not stepped. */
+/*
+ * SDM 3B "Single-Step Exception Condition": what clears TF on its way into a handler is not stepped. After SYSRET
+ * the TF that it has loaded decides, see op_sysret.
+ */
 static bool entered_handler(const struct kvs_vcpu *c, kvs_handler fn)
 {
-    return !(c->eflags & FLAG_TF) && (fn == op_int_n || fn == op_int3 || fn == op_into || fn == op_int1 || fn == op_syscall);
+    return !(c->eflags & FLAG_TF) && (fn == op_int_n || fn == op_int3 || fn == op_into || fn == op_int1 || fn == op_syscall ||
+                                     fn == op_sysret);
 }
 
 static bool is_string(kvs_handler fn)

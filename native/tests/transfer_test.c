@@ -529,6 +529,69 @@ static void test_far(void)
     CHECK_EQ(c->rip, 0x5000);
 }
 
+static void set_vendor(bool amd)
+{
+    cpuid_supported(c->cpuid, &c->cpuid_count);
+    for (uint32_t k = 0; k < c->cpuid_count && !amd; k++)
+        if (c->cpuid[k].function == 0) c->cpuid[k].ebx = 0x756e6547, c->cpuid[k].edx = 0x49656e69, c->cpuid[k].ecx = 0x6c65746e;
+    cpuid_changed(c);
+}
+
+/* Where the two vendors' fast system calls differ; and TF as SYSRET loads it. */
+static void test_vendors(void)
+{
+    for (int amd = 0; amd < 2; amd++) {
+        set_vendor(amd);
+        be_compat(3);
+        c->msr_cstar = c->msr_lstar = TARGET;
+        c->msr_star = (uint64_t)CODE64 << 32;
+        RUN("\x0f\x05");
+        if (amd) CHECK_EQ(c->rip, TARGET);
+        else CHECK(faulted(EXC_UD));
+        be_long(0);
+        c->msr_sysenter_cs = CODE64;
+        c->msr_sysenter_eip = TARGET;
+        RUN("\x0f\x34");
+        if (amd) CHECK(faulted(EXC_UD));
+        else CHECK_EQ(c->rip, TARGET);
+        /* SYSRET to an address that is not canonical: Intel's faults with the privilege of the kernel, AMD's of the user. */
+        be_long(0);
+        c->gpr[RCX] = BIT(60);
+        c->gpr[R11] = 2;
+        c->msr_star = 0x0083ull << 48;
+        uint64_t rsp = c->gpr[RSP];
+        RUN("\x48\x0f\x07");
+        if (amd) CHECK(c->cpl == 3 && c->rip == BIT(60));
+        else CHECK(faulted(EXC_GP) && stack64(1) == CODE && c->gpr[RSP] > rsp - 64);
+        /* SS */
+        be_long(0);
+        segment_set_null(&c->seg[SEG_SS], 0, 0);
+        c->msr_star = 0x0083ull << 48;
+        c->gpr[RCX] = TARGET;
+        RUN("\x48\x0f\x07");
+        CHECK_EQ(c->seg[SEG_SS].sel, 0x8b);
+        CHECK_EQ((c->seg[SEG_SS].attr & ATTR_NULL) != 0, amd);
+        CHECK_EQ(c->seg[SEG_SS].attr & ATTR_DPL, ATTR_DPL);
+    }
+    /* The trap comes behind SYSRET itself, in user code; TF that it clears does not trap. */
+    set_vendor(true);
+    be_long(0);
+    c->msr_star = 0x0083ull << 48;
+    c->gpr[RCX] = TARGET;
+    c->gpr[R11] = 2 | FLAG_TF;
+    RUN_N("\x48\x0f\x07", 2);
+    CHECK(faulted(EXC_DB));
+    CHECK(stack64(0) == TARGET && stack64(1) == CODE64_3 && (c->dr6 & DR6_BS));
+    be_long(0);
+    c->msr_star = 0x0083ull << 48;
+    c->gpr[RCX] = TARGET;
+    c->gpr[R11] = 2;
+    c->eflags |= FLAG_TF;
+    memset(ram + TARGET, 0x90, 4);
+    RUN_N("\x48\x0f\x07", 2);
+    CHECK(c->rip == TARGET + 1 && c->cpl == 3);
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
@@ -539,6 +602,7 @@ int main(void)
     test_iret_long();
     test_iret_protected();
     test_far();
+    test_vendors();
     machine_destroy();
     return checks_report();
 }

@@ -140,7 +140,16 @@ OPX(sysret)
     c->rip = to64 ? c->gpr[RCX] : (uint32_t)c->gpr[RCX];
     if (is_long_mode(c)) flags_write(c, (uint32_t)c->gpr[R11] & 0x3c7fd7);
     else c->eflags |= FLAG_IF;
+    if (c->eflags & FLAG_TF && is_long_mode(c)) c->pending_dbg |= DR6_BS; /* it traps at once, not behind the next instruction */
+    const struct segment ss = c->seg[SEG_SS];
     set_flat(c, (uint16_t)(base + (to64 ? 16 : 0)), (uint16_t)(base + 8), 3, to64);
+    if (cpuid_is_amd(c)) {
+        /* AMD APM 3 "SYSRET": of SS only the selector changes, even when it was a null one. */
+        const uint16_t sel = c->seg[SEG_SS].sel;
+        c->seg[SEG_SS] = ss;
+        c->seg[SEG_SS].sel = sel;
+        c->seg[SEG_SS].attr |= ATTR_DPL;
+    }
     segments_changed(c);
     return ST_LOOKUP;
 }
