@@ -367,7 +367,7 @@ static void test_syscall_edges(void)
     c->msr_sfmask = FLAG_TF;
     c->eflags |= FLAG_TF;
     memcpy(ram + TARGET, "\x90\x48\x0f\x07", 4);
-    RUN_N("\x0f\x05\x90\x90", 5);
+    RUN_N("\x0f\x05\x90\x90", 4);
     CHECK(faulted(EXC_DB));
     CHECK_EQ(stack64(0), CODE + 2);
     CHECK_EQ(stack64(1), 0x23);
