@@ -62,6 +62,16 @@ _Static_assert(sizeof(struct kvs_insn) == 32, "two instructions per cache line")
 int leave(OPARGS, int st);
 
 /*
+ * SDM 3A "Serializing Instructions": what was stored before is seen by all vCPUs, and what follows is fetched
+ * anew, since the run loop first drops the code that others have changed.
+ */
+static inline int serialized(int st)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    return st == ST_OK ? ST_END : st;
+}
+
+/*
  * A handler whose work is an ordinary function: OPX(name) { body; return ST_...; }
  * The body may take addresses of locals and call anything.
  */

@@ -33,6 +33,7 @@ OPX(into)
 OPX(iret)
 {
     c->rip = insn_next_rip(c, i);
+    atomic_thread_fence(memory_order_seq_cst); /* SDM 3A "Serializing Instructions" */
     return jumped(far_iret(c, INSN_OSIZE(i)));
 }
 

@@ -78,8 +78,6 @@ OPX(pause)
 
 /* ---- segment registers ---- */
 
-static int segment_loaded(int st) { return st == ST_OK ? ST_END : st; }
-
 OPX(mov_from_sreg)
 {
     if (i->src >= SEG_COUNT) return raise_ud(c);
@@ -194,8 +192,8 @@ static int load_table(struct kvs_vcpu *c, const struct kvs_insn *i, struct dtabl
 }
 OPX(sgdt) { return store_table(c, i, &c->gdtr); }
 OPX(sidt) { return store_table(c, i, &c->idtr); }
-OPX(lgdt) { return load_table(c, i, &c->gdtr); }
-OPX(lidt) { return load_table(c, i, &c->idtr); }
+OPX(lgdt) { return serialized(load_table(c, i, &c->gdtr)); }
+OPX(lidt) { return serialized(load_table(c, i, &c->idtr)); }
 
 /* System descriptor of LLDT and LTR: always in the GDT; 16 bytes in IA-32e mode. */
 static int read_system(struct kvs_vcpu *c, uint16_t sel, struct descriptor *d)
@@ -220,13 +218,13 @@ OPX(lldt)
     uint16_t sel = (uint16_t)v;
     if (sel_is_null(sel)) {
         segment_set_null(&c->ldtr, sel, 0);
-        return ST_OK;
+        return serialized(ST_OK);
     }
     if ((st = read_system(c, sel, &d)) != ST_OK) return st;
     if ((d.attr & (ATTR_S | ATTR_TYPE)) != SYS_LDT) return raise_gp(c, sel_error(sel));
     if (!(d.attr & ATTR_P)) return raise_error(c, EXC_NP, sel_error(sel));
     segment_set(&c->ldtr, &d, sel);
-    return ST_OK;
+    return serialized(ST_OK);
 }
 OPX(ltr)
 {
@@ -243,7 +241,7 @@ OPX(ltr)
     if (!(d.attr & ATTR_P)) return raise_error(c, EXC_NP, sel_error(sel));
     if ((st = descriptor_set_type(c, &d, type | 2)) != ST_OK) return st;
     segment_set(&c->tr, &d, sel);
-    return ST_OK;
+    return serialized(ST_OK);
 }
 
 static void set_zf(struct kvs_vcpu *c, bool zf)
@@ -345,8 +343,9 @@ OPX(mov_to_cr)
         if (v > 15) return raise_gp(c, 0);
         if (c->lapic) lapic_set_cr8(c, (uint32_t)v);
         else c->run->cr8 = v;
+        return ST_END;
     }
-    return segment_loaded(st);
+    return serialized(st);
 }
 OPX(mov_from_dr)
 {
@@ -359,7 +358,7 @@ OPX(mov_from_dr)
 OPX(mov_to_dr)
 {
     REQUIRE_CPL0(c);
-    return segment_loaded(debug_write_register(c, i->dst, reg_get(c, i->src, cr_size(c))));
+    return serialized(debug_write_register(c, i->dst, reg_get(c, i->src, cr_size(c))));
 }
 OPX(clts)
 {
@@ -375,7 +374,7 @@ OPX(lmsw)
     int st = rm_read(c, i, i->dst, 2, &v);
     if (st != ST_OK) return st;
     /* PE can be set but not cleared here. */
-    return segment_loaded(write_cr0(c, (c->cr0 & ~0xeull) | (v & 0xf)));
+    return serialized(write_cr0(c, (c->cr0 & ~0xeull) | (v & 0xf)));
 }
 
 static int set_ac(struct kvs_vcpu *c, bool on)
@@ -425,7 +424,7 @@ OPX(invlpg)
         tlb_flush_page(c, la);
         jc_flush(c);
     }
-    return ST_END;
+    return serialized(ST_OK);
 }
 /* SDM 2 "INVPCID". The soft TLB holds the current PCID alone. */
 OPX(invpcid)
@@ -443,17 +442,17 @@ OPX(invpcid)
     else if (type == 2) tlb_flush_all(c);
     else if (type == 3 || current) tlb_flush_nonglobal(c);
     jc_flush(c);
-    return ST_END;
+    return serialized(ST_OK);
 }
 OPX(invd)
 {
     REQUIRE_CPL0(c);
-    return ST_OK;
+    return serialized(ST_OK);
 }
 OPX(wbinvd)
 {
     REQUIRE_CPL0(c);
-    return ST_OK;
+    return serialized(ST_OK);
 }
 /* SDM 2 "CLFLUSH", "CLWB": fault like a byte load, and then there is no cache to flush. */
 static int flush_line(struct kvs_vcpu *c, const struct kvs_insn *i)
@@ -478,7 +477,7 @@ OPX(cpuid)
     SET32(RBX, out[1]);
     SET32(RCX, out[2]);
     SET32(RDX, out[3]);
-    return ST_OK;
+    return serialized(ST_OK);
 }
 
 static int read_tsc(OPARGS)
@@ -522,7 +521,7 @@ OPX(wrmsr)
     REQUIRE_CPL0(c);
     vcpu_sync_clock(c, i, budget);
     if (msr_write(c, REG32(RCX), v, false) < 0) return raise_gp(c, 0);
-    return ST_END;
+    return serialized(ST_OK);
 }
 
 /* MONITOR never arms and MWAIT always finds a reason to go on, which both may. */

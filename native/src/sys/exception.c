@@ -283,6 +283,7 @@ static int enter_protected(struct kvs_vcpu *c, const struct event *e)
 int interrupt_enter(struct kvs_vcpu *c, uint8_t vector, int kind, bool has_error, uint32_t error)
 {
     bool is_soft = kind == INT_SOFT || kind == INT_INT3 || kind == INT_INTO;
+    atomic_thread_fence(memory_order_seq_cst); /* SDM 3A "Store Buffer": empty before a handler starts */
     struct event e = { .vector = vector, .is_soft = is_soft, .has_error = has_error, .error = error,
                        .ext = !is_soft, .flags = flags_image(c, vector, kind) };
     int st = !is_protected(c) ? enter_real(c, &e) : is_long_mode(c) ? enter_long(c, &e) : enter_protected(c, &e);
