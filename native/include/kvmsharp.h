@@ -229,9 +229,10 @@ struct kvs_translation {
 };
 
 /* State that KVM has no structure for; saved and loaded with the rest. */
+#define KVS_CORE_PV_UNHALTED (1ull << 40) /* KVM_HC_KICK_CPU came: the next HLT does not wait */
 struct kvs_core_state {
     uint64_t retired; /* instructions retired since reset; REP counts once */
-    uint64_t flags;   /* bit 0: the vCPU thread must re-evaluate an inhibited trap */
+    uint64_t flags;   /* DR6 bits of a debug trap to deliver; KVS_CORE_PV_UNHALTED */
     uint64_t reserved[6];
 };
 

@@ -186,7 +186,9 @@ uint32_t clock_tsc_khz(struct kvs_vm *vm) { return vm->clock->tsc_khz; }
 
 uint64_t clock_ns_to_tsc(struct kvs_vm *vm, uint64_t ns)
 {
-    return (uint64_t)((u128)ns * vm->clock->tsc_khz / 1000000);
+    /* ns * khz / 10^6 rounded down, without a wide division: RDTSC comes here */
+    uint64_t khz = vm->clock->tsc_khz;
+    return ns / 1000000 * khz + ns % 1000000 * khz / 1000000;
 }
 
 uint64_t clock_tsc_to_ns(struct kvs_vm *vm, uint64_t tsc)

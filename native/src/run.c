@@ -157,12 +157,14 @@ static enum verdict handle_requests(struct kvs_vcpu *c)
         /* Whoever stopped this vCPU may have changed slots: the flushes it posted come before any access. */
     }
     if (req & REQ_HOST_TIMER) return exit_with(c, KVS_EXIT_HOST_TIMER);
+    if (req & REQ_EVENT) pv_eoi_sync(c);
     return GO_ON; /* REQ_EVENT: looked at in every turn */
 }
 
 /* ---- halt ---- */
 static bool wakes(struct kvs_vcpu *c)
 {
+    if (atomic_load(&c->pv_unhalted)) return true;
     if ((atomic_load(&c->nmi_pending) && !c->nmi_masked) || c->mce_pending) return true;
     return (c->eflags & FLAG_IF) && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)));
 }
@@ -246,7 +248,9 @@ static void start_slice(struct kvs_vcpu *c)
 static enum verdict halted(struct kvs_vcpu *c)
 {
     uint32_t state = atomic_load(&c->mp_state);
+    pv_eoi_sync(c);
     if (state == KVS_MP_STATE_HALTED && wakes(c)) {
+        atomic_store(&c->pv_unhalted, false);
         mp_change(c, KVS_MP_STATE_HALTED, KVS_MP_STATE_RUNNABLE);
         return GO_ON;
     }
@@ -304,6 +308,7 @@ static enum verdict events(struct kvs_vcpu *c)
         if (vector >= 0) {
             c->injected_irq = -1;
             c->stats.interrupts++;
+            if (UNLIKELY(c->msr_kvm_steal_time & 1)) steal_time_update(c);
             if (!deliver_interrupt(c, (uint8_t)vector)) return shutdown(c);
         } else if (c->run->request_interrupt_window && !c->lapic) {
             return exit_with(c, KVS_EXIT_IRQ_WINDOW_OPEN);

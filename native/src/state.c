@@ -414,19 +414,21 @@ KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_stat
     TAKE(c, s);
     memset(s, 0, sizeof *s);
     s->retired = vcpu_retired(c);
-    s->flags = c->pending_dbg | (uint64_t)c->mce_pending << CORE_MCE_SHIFT;
+    s->flags = c->pending_dbg | (uint64_t)c->mce_pending << CORE_MCE_SHIFT |
+               (atomic_load(&c->pv_unhalted) ? KVS_CORE_PV_UNHALTED : 0);
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_core_state *s)
 {
     TAKE(c, s);
     const uint64_t dbg = s->flags & (BIT(CORE_MCE_SHIFT) - 1), mce = s->flags >> CORE_MCE_SHIFT & 3;
-    if (s->flags & ~(0xe00full | 3ull << CORE_MCE_SHIFT) || mce > MCE_SHUTDOWN) return give(c, -KVS_ESTATE);
+    if (s->flags & ~(0xe00full | 3ull << CORE_MCE_SHIFT | KVS_CORE_PV_UNHALTED) || mce > MCE_SHUTDOWN) return give(c, -KVS_ESTATE);
     c->mce_pending = (uint8_t)mce;
     c->budget = 0;
     c->retired_end = s->retired;
     c->stats.retired = s->retired;
     c->pending_dbg = dbg;
+    atomic_store(&c->pv_unhalted, (s->flags & KVS_CORE_PV_UNHALTED) != 0);
     return give(c, KVS_OK);
 }
 

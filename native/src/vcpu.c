@@ -86,6 +86,9 @@ static void common_reset(struct kvs_vcpu *c)
     c->pending_dbg = 0;
     c->nmi_masked = c->triple_fault = c->in_smm = c->shut_down = false;
     atomic_store(&c->nmi_pending, 0);
+    atomic_store(&c->pv_unhalted, false);
+    /* As under KVM: after an INIT too nobody expects the old guest's memory to change. */
+    c->msr_kvm_system_time = c->msr_kvm_steal_time = c->msr_kvm_pv_eoi = 0;
     c->injected_irq = -1;
     iobus_insn_done(c);
     c->write_count = c->write_pos = 0;
@@ -118,7 +121,7 @@ void vcpu_reset(struct kvs_vcpu *c)
     memset(c->msr_mtrr_fix, 0, sizeof c->msr_mtrr_fix);
     memset(c->msr_mtrr_var, 0, sizeof c->msr_mtrr_var);
     mce_reset(c);
-    c->msr_kvm_wall_clock = c->msr_kvm_system_time = 0;
+    c->msr_kvm_wall_clock = 0;
     c->msr_kvm_poll_control = 1;
     c->msr_tsc_adjust = 0;
     /* All TSCs of a machine agree: the BSP's reset sets them. */
@@ -174,6 +177,7 @@ int vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
 void vcpu_free(struct kvs_vcpu *c)
 {
     if (c->lapic) lapic_destroy(c);
+    steal_time_close(c);
     block_cache_destroy(c);
     free(c->run);
     free(c->tlb_classes);

@@ -170,6 +170,8 @@ struct kvs_vcpu {
     uint64_t msr_pat, msr_tsc_aux, msr_misc_enable, msr_spec_ctrl, msr_mtrr_def;
     uint64_t msr_mtrr_fix[11], msr_mtrr_var[16], msr_mcg_status, msr_mcg_ctl, msr_debugctl, msr_microcode, msr_hwcr;
     uint64_t msr_kvm_wall_clock, msr_kvm_system_time, msr_kvm_poll_control, msr_tsc_adjust;
+    uint64_t msr_kvm_steal_time, msr_kvm_pv_eoi;
+    struct steal { int thread, fd; bool counts; uint64_t seen, updated; } steal; /* irqchip/paravirt.c */
     uint64_t msr_mc[4 * MC_BANKS]; /* CTL, STATUS, ADDR, MISC */
     uint8_t mce_pending;     /* MCE_...: before the next instruction */
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
@@ -184,6 +186,7 @@ struct kvs_vcpu {
     int16_t injected_irq;    /* external interrupt taken from the controller, not yet delivered; -1 none */
     _Atomic uint32_t requests;
     _Atomic uint32_t mp_state; /* KVS_MP_STATE_... */
+    _Atomic bool pv_unhalted; /* KVM_HC_KICK_CPU: the next or the present HLT ends */
     uint32_t sipi_vector;
     /* ---- I/O in flight ---- */
     struct replay_entry replay[REPLAY_MAX];

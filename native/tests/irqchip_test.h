@@ -5,6 +5,7 @@
 #ifndef IRQCHIP_TEST_H
 #define IRQCHIP_TEST_H
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>

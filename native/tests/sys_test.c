@@ -92,7 +92,18 @@ static void test_msrs(void)
     CHECK(msr_read(c, 0xc0010055, &v, false) == 0 && v == 0 && msr_read(c, 0xc0010010, &v, false) == 0 && v == 0);
     CHECK(msr_write(c, 0xc0010015, 0x40, false) == 0 && refuses(0xc0010015, BIT(0)));
     CHECK(msr_read(c, 0xc0011029, &v, false) == 0 && v == 2 && msr_write(c, 0xc0011029, 2, false) == 0);
-    CHECK(writes(0x3b, 12345));
+    /* SDM 3B "Time-Stamp Counter Adjustment": each moves the other; the clock of this VM stands. */
+    CHECK_EQ(kvs_clock_pause(c->vm, 1), 0);
+    uint64_t tsc = tsc_read(c);
+    CHECK(msr_read(c, 0x3b, &v, false) == 0 && v == 0);
+    CHECK(writes(0x3b, 1000));
+    CHECK_EQ(tsc_read(c), tsc + 1000);
+    CHECK(msr_write(c, 0x10, tsc, false) == 0 && msr_read(c, 0x3b, &v, false) == 0 && v == 0);
+    CHECK(writes(0x3b, (uint64_t)-500));
+    CHECK_EQ(tsc_read(c), tsc - 500);
+    CHECK(msr_write(c, 0x3b, 77, true) == 0); /* the host restores the value only */
+    CHECK_EQ(tsc_read(c), tsc - 500);
+    CHECK_EQ(kvs_clock_pause(c->vm, 0), 0);
     CHECK(msr_read(c, 0xc0000103, &v, false) == 0);
     CHECK(writes(0x4b564d05, 0) && refuses(0x4b564d05, 2));
     CHECK(msr_write(c, 0x10, 1000, false) == 0 && msr_read(c, 0x10, &v, false) == 0 && v >= 1000 && v < 1000 + 1000000000ull);

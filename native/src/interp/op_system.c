@@ -63,17 +63,20 @@ OPX(hlt)
     atomic_compare_exchange_strong(&c->mp_state, &runs, KVS_MP_STATE_HALTED);
     return ST_END;
 }
-/* A spinning vCPU lets the one it waits for run: vCPUs may outnumber processors. */
-OPX(pause)
+static int yield_turn(OPARGS)
 {
-    if (LIKELY(atomic_load_explicit(&c->vm->vcpu_count, memory_order_relaxed) <= 1)) return ST_OK;
-    if (++c->pauses % 64) return ST_OK;
     if (c->vm->config.clock_mode == KVS_CLOCK_REAL) {
         sched_yield();
         return ST_OK;
     }
     c->slice_end = vcpu_retired_at(c, i, budget) + 1;
     return ST_END;
+}
+/* A spinning vCPU lets the one it waits for run: vCPUs may outnumber processors. */
+OPX(pause)
+{
+    if (LIKELY(atomic_load_explicit(&c->vm->vcpu_count, memory_order_relaxed) <= 1)) return ST_OK;
+    return ++c->pauses % 64 ? ST_OK : yield_turn(c, i, budget);
 }
 
 /* ---- segment registers ---- */
@@ -534,13 +537,12 @@ OPX(monitor)
 }
 OPX(mwait) { return c->cpl != 0 ? raise_ud(c) : REG32(RCX) != 0 ? raise_gp(c, 0) : ST_OK; }
 
-/* KVM "Linux KVM Hypercall": no call is offered */
-static int hypercall(struct kvs_vcpu *c)
+/* Both of them on every processor: under KVM the host's own form is patched in. */
+static int hypercall(OPARGS)
 {
-    enum { NO_PERMISSION = 1, NO_SUCH_CALL = 1000 };
-    int64_t result = c->cpl != 0 ? -NO_PERMISSION : -NO_SUCH_CALL;
-    c->gpr[RAX] = is_code64(c) ? (uint64_t)result : (uint32_t)result;
-    return ST_OK;
+    vcpu_sync_clock(c, i, budget);
+    if (hypercall_run(c)) (void)yield_turn(c, i, budget);
+    return ST_END; /* it may have written guest memory */
 }
-OPX(vmcall) { return hypercall(c); }
-OPX(vmmcall) { return hypercall(c); }
+OPX(vmcall) { return hypercall(c, i, budget); }
+OPX(vmmcall) { return hypercall(c, i, budget); }

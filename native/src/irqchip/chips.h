@@ -26,6 +26,7 @@ struct apic_message {
 struct lapic {
     /* Read without the lock. */
     _Atomic bool deliverable; /* the highest request beats the processor priority */
+    _Atomic bool pv_eoi;      /* the guest may end the highest interrupt in service by a flag in its memory */
     _Atomic bool accepts_pic; /* an ExtINT from the PIC pair would be taken */
     _Atomic uint64_t base;    /* IA32_APIC_BASE */
     _Atomic uint32_t dest;    /* the APIC ID: what a physical destination is compared with */
@@ -106,6 +107,10 @@ uint32_t lapic_priority(struct lapic *l); /* for lowest-priority arbitration */
 bool lapic_takes_fixed(struct lapic *l);
 void lapic_lint0_rise(struct lapic *l);   /* the PIC pair's output went high */
 int lapic_ack(struct lapic *l);           /* takes only the LAPIC's lock; ACK_EXTINT: ask the PIC pair */
+
+/* ---- paravirt.c ---- */
+void pv_eoi_offer(struct kvs_vcpu *c); /* without locks, after an acknowledge has set l->pv_eoi */
+void lapic_end_interrupt(struct lapic *l); /* lapic.c: EOI of an edge; takes the lock */
 
 /* ---- ioapic.c: under chip->lock ---- */
 void ioapic_reset(struct ioapic *io);

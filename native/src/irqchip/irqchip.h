@@ -14,6 +14,20 @@ bool irqchip_has_interrupt(struct kvs_vcpu *c);
 /* Acknowledges the highest-priority one (LAPIC IRR to ISR, or PIC INTA). -1: none after all. */
 int irqchip_ack(struct kvs_vcpu *c);
 
+/* ---- paravirt.c: on the vCPU's own thread ---- */
+#define STEAL_RESERVED 0x3eu /* address bits of the MSR that must be zero */
+bool steal_time_available(void);                 /* does this host count it? */
+void steal_time_enable(struct kvs_vcpu *c);      /* after msr_kvm_steal_time was written by the guest */
+void steal_time_update(struct kvs_vcpu *c);      /* if it is on: now and then */
+void steal_time_close(struct kvs_vcpu *c);
+void pv_eoi_sync(struct kvs_vcpu *c);            /* before what depends on the interrupts in service */
+int pv_eoi_enable(struct kvs_vcpu *c, uint64_t value, bool host); /* -1: #GP(0) */
+
+/* ---- hypercalls: any thread ---- */
+/* To the LAPICs with the IDs first + (set bits); ICR gives vector and mode. How many took it. */
+uint32_t irqchip_send_ipi(struct kvs_vm *vm, uint64_t set, uint32_t first, uint32_t icr);
+void irqchip_unhalt(struct kvs_vm *vm, uint32_t apic_id);
+
 /* ---- LAPIC ---- */
 int lapic_create(struct kvs_vcpu *c);  /* when the VM has an irqchip */
 void lapic_destroy(struct kvs_vcpu *c);

@@ -38,7 +38,8 @@ bool lapic_refresh(struct lapic *l)
                        : (atomic_load(&l->base) & BASE_BSP) != 0;
     atomic_store(&l->deliverable, deliverable);
     atomic_store(&l->accepts_pic, pic);
-    return !before && (deliverable || (output && pic));
+    /* A lower one that waits for the guest's flag counts too: it ends the wait. */
+    return (!before && (deliverable || (output && pic))) || (irr >= 0 && atomic_load(&l->pv_eoi));
 }
 
 void lapic_unlock(struct lapic *l)
@@ -232,10 +233,21 @@ int lapic_ack(struct lapic *l)
         vector = highest_vector(l, R_IRR);
         clear_vector(l, R_IRR, (uint8_t)vector);
         set_vector(l, R_ISR, (uint8_t)vector);
+        bool alone = (l->vcpu->msr_kvm_pv_eoi & 1) && highest_vector(l, R_IRR) < 0 && !test_vector(l, R_TMR, (uint8_t)vector);
+        atomic_store(&l->pv_eoi, alone);
         (void)lapic_refresh(l);
     }
     pthread_mutex_unlock(&l->lock);
     return vector;
+}
+
+void lapic_end_interrupt(struct lapic *l)
+{
+    pthread_mutex_lock(&l->lock);
+    int vector = highest_vector(l, R_ISR);
+    if (vector >= 0)
+        clear_vector(l, R_ISR, (uint8_t)vector);
+    lapic_unlock(l);
 }
 
 void lapic_write_eoi(struct lapic *l)

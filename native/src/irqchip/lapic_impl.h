@@ -14,7 +14,7 @@ enum {
 /* Words of the image that the hardware leaves unused hold what it does not show. */
 enum { IMAGE_ERRORS = (R_ESR >> 2) + 1, IMAGE_FLAGS, IMAGE_TIMER_LO = (R_TMCCT >> 2) + 1, IMAGE_TIMER_HI };
 
-enum { IMAGE_EXTINT = 1 };
+enum { IMAGE_EXTINT = 1, IMAGE_PV_EOI = 2 };
 
 #define BASE_BSP 0x100ull
 #define BASE_X2APIC 0x400ull

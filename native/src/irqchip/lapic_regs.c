@@ -111,6 +111,7 @@ uint32_t lapic_mmio_read(struct kvs_vcpu *c, uint32_t offset)
     uint32_t value = 0;
     if (!l || offset >= 0x400 || (offset & 0xf))
         return 0;
+    pv_eoi_sync(c);
     pthread_mutex_lock(&l->lock);
     if (offset == R_DFR || offset == R_ICR2)
         value = rd(l, offset);
@@ -129,6 +130,7 @@ void lapic_mmio_write(struct kvs_vcpu *c, uint32_t offset, uint32_t value)
     struct lapic *l = c->lapic;
     if (!l || offset >= 0x400 || (offset & 0xf))
         return;
+    pv_eoi_sync(c);
     if (offset == R_EOI) {
         lapic_write_eoi(l);
         return;
@@ -169,6 +171,7 @@ static void reset_registers(struct lapic *l)
     memset(l->regs, 0, sizeof l->regs);
     l->errors = 0;
     l->extint = false;
+    atomic_store(&l->pv_eoi, false);
     l->tsc_deadline = 0;
     lapic_timer_set(l, CLOCK_NEVER);
     *reg(l, R_VERSION) = APIC_VERSION;
@@ -258,6 +261,7 @@ int lapic_msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value)
     if (msr < 0x800 || msr > 0x8ff || !x2apic(l))
         return -1;
     uint32_t offset = (msr & 0xff) << 4, low = 0;
+    pv_eoi_sync(c);
     pthread_mutex_lock(&l->lock);
     bool known = read_register(l, offset, &low);
     *value = low;
@@ -316,6 +320,7 @@ int lapic_msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t value)
     struct lapic *l = c->lapic;
     if (!l)
         return -1;
+    pv_eoi_sync(c);
     if (msr == MSR_APIC_BASE)
         return lapic_set_base(c, value);
     if (msr == MSR_TSC_DEADLINE)
@@ -338,8 +343,10 @@ uint32_t lapic_cr8(struct kvs_vcpu *c)
 
 void lapic_set_cr8(struct kvs_vcpu *c, uint32_t value)
 {
-    if (c->lapic)
-        lapic_write_tpr(c->lapic, (value & 0xf) << 4);
+    if (!c->lapic)
+        return;
+    pv_eoi_sync(c);
+    lapic_write_tpr(c->lapic, (value & 0xf) << 4);
 }
 
 /* ---- life and state ---- */
@@ -432,7 +439,7 @@ void lapic_get_state(struct kvs_vcpu *c, struct kvs_lapic_state *s)
     image[R_PPR >> 2] = lapic_processor_priority(l);
     image[R_TMCCT >> 2] = lapic_timer_count(l);
     image[IMAGE_ERRORS] = l->errors;
-    image[IMAGE_FLAGS] = l->extint ? IMAGE_EXTINT : 0;
+    image[IMAGE_FLAGS] = (l->extint ? IMAGE_EXTINT : 0) | (atomic_load(&l->pv_eoi) ? IMAGE_PV_EOI : 0);
     /* The count alone would lose the divider's phase. 1: expired, not yet seen by the timer thread. */
     if (lapic_timer_mode(l) != TIMER_TSC_DEADLINE && l->expiry != CLOCK_NEVER) {
         uint64_t left = max_u64(lapic_timer_remaining(l), 1);
@@ -477,6 +484,7 @@ int lapic_set_state(struct kvs_vcpu *c, const struct kvs_lapic_state *s)
     }
     l->errors = image[IMAGE_ERRORS] & ERR_ALL;
     l->extint = image[IMAGE_FLAGS] & IMAGE_EXTINT;
+    atomic_store(&l->pv_eoi, image[IMAGE_FLAGS] & IMAGE_PV_EOI);
     lapic_timer_restore(l, image);
     lapic_unlock(l);
     return KVS_OK;

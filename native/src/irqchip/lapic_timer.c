@@ -26,6 +26,8 @@ uint64_t lapic_timer_remaining(struct lapic *l)
 uint32_t lapic_timer_count(struct lapic *l)
 {
     uint64_t left = lapic_timer_remaining(l), span = timer_span(l);
+    if (!left && lapic_timer_mode(l) == TIMER_PERIODIC && l->expiry != CLOCK_NEVER) /* the next period has begun */
+        left = timer_period(l) - (clock_now(vm_of(l)) - l->expiry) % timer_period(l);
     if (lapic_timer_mode(l) == TIMER_TSC_DEADLINE || !span)
         return 0;
     return (uint32_t)((left > span ? left % span : left) / divider(l));

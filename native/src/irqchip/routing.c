@@ -113,6 +113,8 @@ int irqchip_ack(struct kvs_vcpu *c)
         if (vector < 0) /* 8259A data sheet: the request went away before the INTA cycle */
             vector = pic_spurious(chip);
         pthread_mutex_unlock(&chip->lock);
+    } else if (UNLIKELY(atomic_load_explicit(&l->pv_eoi, memory_order_relaxed))) {
+        pv_eoi_offer(c);
     }
     return vector;
 }
@@ -187,6 +189,40 @@ int irqchip_send_msi(struct kvs_vm *vm, const struct kvs_msi *msi)
     int taken = send_msi(chip, msi->address_lo, msi->data);
     pthread_mutex_unlock(&chip->lock);
     return taken > 0 ? taken : 0;
+}
+
+/* ---- hypercalls ---- */
+
+uint32_t irqchip_send_ipi(struct kvs_vm *vm, uint64_t set, uint32_t first, uint32_t icr)
+{
+    struct irqchip *chip = vm->irqchip;
+    struct apic_message m = { .vector = (uint8_t)icr, .mode = icr >> 8 & 7 };
+    uint32_t taken = 0;
+    if (!chip || m.mode == DELIVER_RESERVED || m.mode == DELIVER_EXTINT)
+        return 0;
+    pthread_mutex_lock(&chip->lock);
+    for (uint32_t i = 0; set && i < chip->lapic_count; i++) {
+        uint32_t n = atomic_load(&chip->lapics[i]->dest) - first; /* IDs below the first become large */
+        if (n < 64 && set >> n & 1)
+            taken += (uint32_t)lapic_deliver(chip->lapics[i], &m);
+    }
+    pthread_mutex_unlock(&chip->lock);
+    return taken;
+}
+
+void irqchip_unhalt(struct kvs_vm *vm, uint32_t apic_id)
+{
+    struct irqchip *chip = vm->irqchip;
+    if (!chip)
+        return;
+    pthread_mutex_lock(&chip->lock);
+    for (uint32_t i = 0; i < chip->lapic_count; i++) {
+        if (atomic_load(&chip->lapics[i]->dest) != apic_id)
+            continue;
+        atomic_store(&chip->lapics[i]->vcpu->pv_unhalted, true);
+        vcpu_request(chip->lapics[i]->vcpu, REQ_EVENT);
+    }
+    pthread_mutex_unlock(&chip->lock);
 }
 
 /* ---- lines ---- */

@@ -27,8 +27,9 @@ enum { EAX_, EBX_, ECX_, EDX_ };
 #define EBX_80000008 (BIT(12) | BIT(14) | BIT(15) | BIT(24) | BIT(26)) /* IBPB, IBRS, STIBP, SSBD, no need for it */
 /* AMD repeats leaf 1 here; plus SYSCALL, NX, 1-GByte pages, RDTSCP, LM */
 #define EDX_80000001 ((EDX_1 & 0x0183f3ffu) | BIT(11) | BIT(20) | BIT(26) | BIT(27) | BIT(29))
-/* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock */
-#define KVM_FEATURES (BIT(0) | BIT(1) | BIT(3) | BIT(12) | BIT(24))
+/* KVM: clock source (both MSR pairs), no I/O delay, poll control, stable clock, and what sys.h names */
+#define KVM_FEATURES (BIT(0) | BIT(1) | BIT(3) | BIT(12) | BIT(24) | KVM_FEATURE_STEAL_TIME | KVM_FEATURE_PV_EOI | \
+                      KVM_FEATURE_PV_UNHALT | KVM_FEATURE_PV_SEND_IPI | KVM_FEATURE_PV_SCHED_YIELD)
 #define INDEXED KVS_CPUID_FLAG_SIGNIFICANT_INDEX
 
 /* Caches in both descriptions (leaf 4; AMD 0x80000005 and 6): L1 64 KBytes 2-way, L2 512 KBytes 16-way. */
@@ -135,6 +136,8 @@ int32_t cpuid_supported(struct kvs_cpuid_entry2 *entries, uint32_t *count)
     if (capacity < ARRAY_SIZE(offered)) return -KVS_ERANGE;
     memcpy(entries, offered, sizeof offered);
     uint64_t lacks = host_lacks();
+    for (uint32_t n = 0; !steal_time_available() && n < ARRAY_SIZE(offered); n++)
+        if (entries[n].function == 0x40000001) entries[n].eax &= ~(uint32_t)KVM_FEATURE_STEAL_TIME;
     for (uint32_t k = 0; k < ARRAY_SIZE(feature_bits); k++) {
         if (feature_bits[k].feature >= FEAT_DECODED || !(lacks >> feature_bits[k].feature & 1)) continue;
         for (uint32_t n = 0; n < ARRAY_SIZE(offered); n++) {

@@ -11,7 +11,8 @@ enum {
     MSR_LASTBRANCH_FROM = 0x1db, MSR_LASTINT_TO = 0x1de, MSR_MTRR_VAR0 = 0x200, MSR_MTRR_FIX64K = 0x250,
     MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF_TYPE = 0x2ff,
     MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff, MSR_XSS = 0xda0,
-    MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01, MSR_KVM_POLL_CONTROL = 0x4b564d05,
+    MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01, MSR_KVM_STEAL_TIME = 0x4b564d03,
+    MSR_KVM_PV_EOI = 0x4b564d04, MSR_KVM_POLL_CONTROL = 0x4b564d05,
 };
 #define MSR_EFER 0xc0000080u
 #define MSR_STAR 0xc0000081u
@@ -102,6 +103,8 @@ static uint64_t *msr_storage(struct kvs_vcpu *c, uint32_t msr)
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: return &c->msr_kvm_wall_clock;
     case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW: return &c->msr_kvm_system_time;
     case MSR_KVM_POLL_CONTROL: return &c->msr_kvm_poll_control;
+    case MSR_KVM_STEAL_TIME: return &c->msr_kvm_steal_time;
+    case MSR_KVM_PV_EOI: return &c->msr_kvm_pv_eoi;
     case MSR_TSC_ADJUST: return &c->msr_tsc_adjust;
     default: break;
     }
@@ -153,6 +156,12 @@ static bool msr_offered(const struct kvs_vcpu *c, uint32_t msr)
     case MSR_KVM_POLL_CONTROL:
         cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
         return out[0] & BIT(12);
+    case MSR_KVM_STEAL_TIME:
+        cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
+        return out[0] & KVM_FEATURE_STEAL_TIME;
+    case MSR_KVM_PV_EOI:
+        cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
+        return c->lapic && out[0] & KVM_FEATURE_PV_EOI;
     default: break;
     }
     if (is_mtrr_var(msr) || mtrr_fix_index(msr) >= 0) return has_feature(c, FEAT_MTRR);
@@ -219,6 +228,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
     case MSR_DEBUGCTL: return !(v & ~3ull); /* LBR and BTF */
     case MSR_BIOS_SIGN_ID: return host || v == 0;
     case MSR_KVM_POLL_CONTROL: return v <= 1;
+    case MSR_KVM_STEAL_TIME: return !(v & STEAL_RESERVED);
     default: break;
     }
     if (is_mtrr_var(msr)) {
@@ -258,6 +268,11 @@ static int storage_write(struct kvs_vcpu *c, uint32_t msr, uint64_t *storage, ui
         /* On restore the structure is in guest memory already, and with a virtual clock it is right. */
         if (!host || c->vm->config.clock_mode == KVS_CLOCK_REAL) kvmclock_write_system_time(c, v);
         return 0;
+    case MSR_KVM_STEAL_TIME:
+        *storage = v;
+        if (!host) steal_time_enable(c);
+        return 0;
+    case MSR_KVM_PV_EOI: return pv_eoi_enable(c, v, host);
     case MSR_TSC_ADJUST:
         /* The host restores value and TSC separately. */
         if (!host) set_tsc_offset(c, c->tsc_offset + (int64_t)(v - *storage));
@@ -339,6 +354,7 @@ static const uint32_t state_msrs[] = {
     MSR_MTRR_FIX16K + 1, MSR_MTRR_FIX4K, MSR_MTRR_FIX4K + 1, MSR_MTRR_FIX4K + 2, MSR_MTRR_FIX4K + 3,
     MSR_MTRR_FIX4K + 4, MSR_MTRR_FIX4K + 5, MSR_MTRR_FIX4K + 6, MSR_MTRR_FIX4K + 7, MSR_EFER, MSR_STAR, MSR_LSTAR,
     MSR_CSTAR, MSR_SFMASK, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_KVM_POLL_CONTROL,
+    MSR_KVM_STEAL_TIME, MSR_KVM_PV_EOI,
     MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW, MSR_TSC_DEADLINE, /* after the TSC: it is compared with it */
 };
 

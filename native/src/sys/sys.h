@@ -44,6 +44,17 @@ int msr_read(struct kvs_vcpu *c, uint32_t index, uint64_t *value, bool host);
 int msr_write(struct kvs_vcpu *c, uint32_t index, uint64_t value, bool host);
 int32_t msr_index_list(uint32_t *indices, uint32_t *count);
 uint64_t tsc_read(struct kvs_vcpu *c);
+
+/* ---- hypercall.c ---- */
+/* Calls with RAX, RBX, RCX, RDX, RSI; the result is in RAX. True: the guest gives up its turn. */
+bool hypercall_run(struct kvs_vcpu *c);
+/* Bits of CPUID leaf 0x40000001, EAX. KVM documentation "KVM CPUID bits" */
+#define KVM_FEATURE_STEAL_TIME BIT(5)
+#define KVM_FEATURE_PV_EOI BIT(6)
+#define KVM_FEATURE_PV_UNHALT BIT(7)
+#define KVM_FEATURE_PV_SEND_IPI BIT(11)
+#define KVM_FEATURE_PV_SCHED_YIELD BIT(13)
+
 /* Virtual clock: makes clock_now exact as of instruction i (run.c). Before whatever reads the clock. */
 void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
 

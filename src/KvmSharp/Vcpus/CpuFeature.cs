@@ -129,7 +129,7 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
 
     private static IEnumerable<CpuFeature> Paravirtual() => Bits(0x4000_0001, 0, CpuidRegister.Eax,
         (0, "kvmclock-old"), (1, "kvm-nopiodelay"), (3, "kvmclock"), (4, "kvm-asyncpf"), (5, "kvm-steal-time"), (6, "kvm-pv-eoi"),
-        (7, "kvm-pv-unhalt"), (12, "kvm-poll-control"), (24, "kvmclock-stable-bit"));
+        (7, "kvm-pv-unhalt"), (11, "kvm-pv-ipi"), (12, "kvm-poll-control"), (13, "kvm-pv-sched-yield"), (24, "kvmclock-stable-bit"));
 
     private static IEnumerable<CpuFeature> Bits(uint leaf, uint subleaf, CpuidRegister register, params (int Bit, string Name)[] bits) =>
         bits.Select(b => new CpuFeature(b.Name, leaf, subleaf, register, b.Bit));

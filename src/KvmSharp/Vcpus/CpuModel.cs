@@ -12,8 +12,8 @@ public sealed class CpuModel
     // What every model has: it concerns the system, not programs.
     private const string SystemFeatures =
         "x2apic,tsc-deadline,hypervisor,pcid,smep,smap,umip,invpcid,tsc-adjust,pdpe1gb,rdtscp,invtsc,fsgsbase,3dnowprefetch,erms,fsrm,arat," +
-        "kvmclock-old,kvm-nopiodelay,kvmclock,kvm-asyncpf,kvm-steal-time,kvm-pv-eoi,kvm-pv-unhalt,kvm-poll-control," +
-        "kvmclock-stable-bit";
+        "kvmclock-old,kvm-nopiodelay,kvmclock,kvm-asyncpf,kvm-steal-time,kvm-pv-eoi,kvm-pv-unhalt,kvm-pv-ipi,kvm-poll-control," +
+        "kvm-pv-sched-yield,kvmclock-stable-bit";
 
     // The levels of the x86-64 psABI, section "Machine Interface", and what every 64-bit operating system expects besides.
     private const string V1Features =
