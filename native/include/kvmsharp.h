@@ -207,6 +207,10 @@ struct kvs_mp_state { uint32_t mp_state; };
 enum { KVS_MP_STATE_RUNNABLE = 0, KVS_MP_STATE_UNINITIALIZED = 1, KVS_MP_STATE_INIT_RECEIVED = 2,
        KVS_MP_STATE_HALTED = 3, KVS_MP_STATE_SIPI_RECEIVED = 4 };
 
+/* In flags of kvs_vcpu_events: smi is meant too. A getter sets it with KVS_VM_SMM. */
+#define KVS_VCPUEVENT_VALID_SMM 8u
+/* In flags of the run block: the vCPU is in system management mode. */
+#define KVS_RUN_X86_SMM 1u
 struct kvs_vcpu_events {
     struct { uint8_t injected, nr, has_error_code, pending; uint32_t error_code; } exception;
     struct { uint8_t injected, nr, soft, shadow; } interrupt; /* shadow: bit 0 MOV SS, bit 1 STI */
@@ -233,7 +237,9 @@ struct kvs_translation {
 struct kvs_core_state {
     uint64_t retired; /* instructions retired since reset; REP counts once */
     uint64_t flags;   /* DR6 bits of a debug trap to deliver; KVS_CORE_PV_UNHALTED */
-    uint64_t reserved[6];
+    /* The I/O instruction just done, which an SMI could restart; info 0: there is none. */
+    uint64_t io_trap_info, io_trap_rip, io_trap_rcx, io_trap_rsi, io_trap_rdi;
+    uint64_t reserved[5];
 };
 
 /* ---- devices in the core: KVM's structures --------------------------------------------- */
@@ -313,8 +319,10 @@ struct kvs_vm_config {
     uint32_t size;       /* of this structure, for growth */
     uint32_t clock_mode; /* KVS_CLOCK_... */
     uint32_t tsc_khz;    /* guest TSC rate; 0: the host's in real mode, 1,000,000 in virtual mode */
-    uint32_t reserved;
+    uint32_t flags;      /* KVS_VM_... */
 };
+/* System management mode: without it SMIs of the guest go nowhere, and there is one address space. */
+#define KVS_VM_SMM 1u
 KVS_API int32_t kvs_vm_create(const struct kvs_vm_config *config, struct kvs_vm **vm); /* any */
 KVS_API void kvs_vm_destroy(struct kvs_vm *vm); /* any; freed when its last vCPU is destroyed too */
 
@@ -327,6 +335,14 @@ KVS_API void *kvs_ram_address(struct kvs_ram *ram);
 /* Creates, moves, re-flags or (size 0) deletes a slot. ram may be NULL (caller-owned memory). any */
 KVS_API int32_t kvs_memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *region,
                                 struct kvs_ram *ram, uint64_t ram_offset);
+/*
+ * With KVS_VM_SMM there are two address spaces; a vCPU uses the second in system management mode. While that has
+ * no slot, it uses the first. The kvs_mem_ functions below are those of the first, which devices use.
+ */
+enum { KVS_SPACE_NORMAL = 0, KVS_SPACE_SMM = 1, KVS_SPACE_COUNT = 2 };
+KVS_API int32_t kvs_space_read(struct kvs_vm *vm, uint32_t space, uint64_t gpa, void *data, uint64_t length); /* any */
+KVS_API int32_t kvs_space_write(struct kvs_vm *vm, uint32_t space, uint64_t gpa, const void *data, uint64_t length); /* any */
+KVS_API int32_t kvs_space_written(struct kvs_vm *vm, uint32_t space, uint64_t gpa, uint64_t length); /* any */
 /* Host address of [gpa, gpa + length) if one slot backs it all, for reading. any */
 KVS_API int32_t kvs_mem_host_address(struct kvs_vm *vm, uint64_t gpa, uint64_t length, void **address);
 /* Host access that keeps dirty log and decoded code right. -KVS_EFAULT writes nothing. any */
@@ -441,6 +457,8 @@ KVS_API int32_t kvs_vcpu_set_mce(struct kvs_vcpu *vcpu, const struct kvs_x86_mce
 /* Injects an external interrupt without an in-core irqchip (KVM_INTERRUPT). owner */
 KVS_API int32_t kvs_vcpu_interrupt(struct kvs_vcpu *vcpu, uint32_t vector);
 KVS_API int32_t kvs_vcpu_nmi(struct kvs_vcpu *vcpu); /* any */
+/* A system management interrupt (KVM_SMI). -KVS_ENOTSUP without KVS_VM_SMM. any */
+KVS_API int32_t kvs_vcpu_smi(struct kvs_vcpu *vcpu);
 
 /* Counters since creation, for metrics. any (values may be a moment old while it runs) */
 struct kvs_vcpu_stats {

@@ -141,6 +141,14 @@ KVS_API int32_t kvs_vcpu_nmi(struct kvs_vcpu *c)
     return KVS_OK;
 }
 
+KVS_API int32_t kvs_vcpu_smi(struct kvs_vcpu *c)
+{
+    if (!c) return -KVS_EINVAL;
+    if (!(c->vm->config.flags & KVS_VM_SMM)) return -KVS_ENOTSUP;
+    vcpu_post_smi(c);
+    return KVS_OK;
+}
+
 /* Takes the vCPU for its owner; every exported function on its state goes through here. */
 static bool own(struct kvs_vcpu *c) { return c && !atomic_exchange(&c->running, 1); }
 static int32_t disown(struct kvs_vcpu *c, int32_t rc)

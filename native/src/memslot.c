@@ -67,9 +67,8 @@ void *kvs_ram_address(struct kvs_ram *ram) { return ram ? ram->host : NULL; }
 
 /* ---- finding slots: vCPUs in guest code, or any thread that holds vm->lock ---- */
 
-struct memslot *memslot_find(struct kvs_vm *vm, uint64_t gpa)
+struct memslot *memslot_find(struct memslots *m, uint64_t gpa)
 {
-    struct memslots *m = atomic_load_explicit(&vm->slots, memory_order_acquire);
     uint32_t low = 0, high = m ? m->count : 0;
     while (low < high) {
         uint32_t mid = (low + high) / 2;
@@ -81,9 +80,9 @@ struct memslot *memslot_find(struct kvs_vm *vm, uint64_t gpa)
     return NULL;
 }
 
-uint8_t *gpa_to_host(struct kvs_vm *vm, uint64_t gpa, uint64_t *left, struct memslot **slot)
+uint8_t *gpa_to_host(struct memslots *m, uint64_t gpa, uint64_t *left, struct memslot **slot)
 {
-    struct memslot *s = memslot_find(vm, gpa);
+    struct memslot *s = memslot_find(m, gpa);
     if (!s) return NULL;
     uint64_t off = gpa - s->gpa;
     if (left) *left = s->size - off;
@@ -105,11 +104,11 @@ void memslot_mark_dirty(struct memslot *s, uint64_t gpa, uint64_t length)
 
 int32_t kvs_get_dirty_log(struct kvs_vm *vm, uint32_t slot, uint64_t *bitmap, uint64_t words)
 {
-    if (!vm || !bitmap) return -KVS_EINVAL;
+    if (!vm || !bitmap || slot >> 16 >= KVS_SPACE_COUNT) return -KVS_EINVAL;
     int32_t st = -KVS_ENOENT;
     vm_sync_begin(vm, NULL);
     pthread_mutex_lock(&vm->lock);
-    struct memslots *m = atomic_load(&vm->slots);
+    struct memslots *m = vm_slots(vm, slot >> 16);
     for (uint32_t n = 0; m && n < m->count; n++) {
         struct memslot *s = &m->slot[n];
         if (s->id != slot || !s->dirty) continue;
@@ -134,10 +133,10 @@ int32_t kvs_get_dirty_log(struct kvs_vm *vm, uint32_t slot, uint64_t *bitmap, ui
 #define SLOT_FLAGS (KVS_MEM_LOG_DIRTY_PAGES | KVS_MEM_READONLY)
 #define SLOTS_MAX 32764 /* KVM's */
 
-static int32_t region_check(const struct kvs_userspace_memory_region *r)
+static int32_t region_check(const struct kvs_vm *vm, const struct kvs_userspace_memory_region *r)
 {
-    if (r->slot >> 16 > 1 || (r->slot & 0xffff) >= SLOTS_MAX) return -KVS_EINVAL;
-    if (r->slot >> 16 == 1) return -KVS_ENOTSUP; /* no SMM, hence no second address space */
+    if (r->slot >> 16 >= KVS_SPACE_COUNT || (r->slot & 0xffff) >= SLOTS_MAX) return -KVS_EINVAL;
+    if (r->slot >> 16 == KVS_SPACE_SMM && !(vm->config.flags & KVS_VM_SMM)) return -KVS_ENOTSUP;
     if ((r->flags & ~SLOT_FLAGS) || (r->memory_size & PAGE_MASK) || (r->guest_phys_addr & PAGE_MASK)) return -KVS_EINVAL;
     if (r->memory_size > BIT(MAXPHYADDR) || r->guest_phys_addr > BIT(MAXPHYADDR) - r->memory_size) return -KVS_EINVAL;
     return KVS_OK;
@@ -147,7 +146,7 @@ static int32_t region_check(const struct kvs_userspace_memory_region *r)
  * Backing for a new slot: one reference for the slot. Caller-owned memory that two slots share must
  * share its code marks too, or stores through one would leave code decoded through the other.
  */
-static int32_t backing_get(const struct memslots *m, const struct kvs_userspace_memory_region *r,
+static int32_t backing_get(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r,
                            struct kvs_ram **ram, uint64_t *ram_offset)
 {
     if (*ram) {
@@ -157,15 +156,18 @@ static int32_t backing_get(const struct memslots *m, const struct kvs_userspace_
     }
     const uint64_t host = r->userspace_addr;
     if (!host || (host & PAGE_MASK) || host + r->memory_size < host) return -KVS_EINVAL;
-    for (uint32_t n = 0; m && n < m->count; n++) {
-        struct kvs_ram *other = m->slot[n].ram;
-        const uint64_t start = (uintptr_t)other->host, end = start + other->size;
-        if (host >= end || host + r->memory_size <= start) continue;
-        if (host < start || host + r->memory_size > end) return -KVS_ENOTSUP;
-        kvs_ram_acquire(other);
-        *ram = other;
-        *ram_offset = host - start;
-        return KVS_OK;
+    for (uint32_t space = 0; space < KVS_SPACE_COUNT; space++) {
+        const struct memslots *m = vm_slots(vm, space);
+        for (uint32_t n = 0; m && n < m->count; n++) {
+            struct kvs_ram *other = m->slot[n].ram;
+            const uint64_t start = (uintptr_t)other->host, end = start + other->size;
+            if (host >= end || host + r->memory_size <= start) continue;
+            if (host < start || host + r->memory_size > end) return -KVS_ENOTSUP;
+            kvs_ram_acquire(other);
+            *ram = other;
+            *ram_offset = host - start;
+            return KVS_OK;
+        }
     }
     *ram_offset = 0;
     *ram = ram_new((uint8_t *)(uintptr_t)host, r->memory_size, false, -1);
@@ -184,7 +186,7 @@ static int32_t dirty_set(struct memslot *s, const struct memslot *old)
 }
 
 /* What the slot becomes; nothing is changed on failure. */
-static int32_t slot_prepare(const struct memslots *m, const struct memslot *old, const struct kvs_userspace_memory_region *r,
+static int32_t slot_prepare(struct kvs_vm *vm, const struct memslots *m, const struct memslot *old, const struct kvs_userspace_memory_region *r,
                             struct kvs_ram *ram, uint64_t ram_offset, struct memslot *s)
 {
     for (uint32_t n = 0; m && n < m->count; n++) {
@@ -195,7 +197,7 @@ static int32_t slot_prepare(const struct memslots *m, const struct memslot *old,
     s->gpa = r->guest_phys_addr;
     s->flags = r->flags;
     if (!old) {
-        int32_t st = backing_get(m, r, &ram, &ram_offset);
+        int32_t st = backing_get(vm, r, &ram, &ram_offset);
         if (st) return st;
         s->ram = ram;
         s->ram_offset = ram_offset;
@@ -213,7 +215,7 @@ static bool same_backing(const struct memslot *old, const struct kvs_userspace_m
     return ram ? old->ram == ram && old->ram_offset == ram_offset : (uintptr_t)old->host == r->userspace_addr;
 }
 
-static void publish(struct kvs_vm *vm, struct memslots *next, const struct memslots *m, const struct memslot *old, const struct memslot *add)
+static void publish(struct kvs_vm *vm, uint32_t space, struct memslots *next, const struct memslots *m, const struct memslot *old, const struct memslot *add)
 {
     uint32_t count = 0;
     bool added = !add;
@@ -226,13 +228,14 @@ static void publish(struct kvs_vm *vm, struct memslots *next, const struct memsl
     }
     if (!added) next->slot[count++] = *add;
     next->count = count;
-    atomic_store(&vm->slots, next);
+    atomic_store(&vm->slots[space], next);
 }
 
 /* With the world stopped and vm->lock held. Returns the requests that vCPUs must obey, or an error. */
 static int32_t slots_change(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, struct kvs_ram *ram, uint64_t ram_offset)
 {
-    struct memslots *m = atomic_load(&vm->slots);
+    const uint32_t space = r->slot >> 16;
+    struct memslots *m = vm_slots(vm, space);
     struct memslot *old = NULL;
     for (uint32_t n = 0; m && n < m->count; n++)
         if (m->slot[n].id == r->slot) old = &m->slot[n];
@@ -243,13 +246,13 @@ static int32_t slots_change(struct kvs_vm *vm, const struct kvs_userspace_memory
     if (!next) return -KVS_ENOMEM;
     struct memslot s;
     if (r->memory_size) {
-        int32_t st = slot_prepare(m, old, r, ram, ram_offset, &s);
+        int32_t st = slot_prepare(vm, m, old, r, ram, ram_offset, &s);
         if (st) {
             free(next);
             return st;
         }
     }
-    publish(vm, next, m, old, r->memory_size ? &s : NULL);
+    publish(vm, space, next, m, old, r->memory_size ? &s : NULL);
     if (old && (!r->memory_size || s.dirty != old->dirty)) free((void *)old->dirty);
     int32_t requests = REQ_TLB_FLUSH;
     if (!r->memory_size) {
@@ -262,7 +265,7 @@ static int32_t slots_change(struct kvs_vm *vm, const struct kvs_userspace_memory
 
 int memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, struct kvs_ram *ram, uint64_t ram_offset)
 {
-    int32_t st = region_check(r);
+    int32_t st = region_check(vm, r);
     if (st) return st;
     vm_sync_begin(vm, NULL);
     pthread_mutex_lock(&vm->lock);
@@ -275,12 +278,14 @@ int memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, 
 
 void memslots_free(struct kvs_vm *vm)
 {
-    struct memslots *m = atomic_exchange(&vm->slots, NULL);
-    for (uint32_t n = 0; m && n < m->count; n++) {
-        free((void *)m->slot[n].dirty);
-        kvs_ram_release(m->slot[n].ram);
+    for (uint32_t space = 0; space < KVS_SPACE_COUNT; space++) {
+        struct memslots *m = atomic_exchange(&vm->slots[space], NULL);
+        for (uint32_t n = 0; m && n < m->count; n++) {
+            free((void *)m->slot[n].dirty);
+            kvs_ram_release(m->slot[n].ram);
+        }
+        free(m);
     }
-    free(m);
     doorbells_free(vm);
 }
 
@@ -295,13 +300,13 @@ int32_t kvs_memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_reg
  */
 
 /* Is all of [gpa, gpa + len) memory? */
-static int32_t range_check(struct kvs_vm *vm, uint64_t gpa, uint64_t len, bool write)
+static int32_t range_check(struct memslots *m, uint64_t gpa, uint64_t len, bool write)
 {
     if (gpa + len < gpa) return -KVS_EFAULT;
     while (len) {
         uint64_t left;
         struct memslot *s;
-        if (!gpa_to_host(vm, gpa, &left, &s)) return -KVS_EFAULT;
+        if (!gpa_to_host(m, gpa, &left, &s)) return -KVS_EFAULT;
         if (write && (s->flags & KVS_MEM_READONLY)) return -KVS_EROFS;
         uint64_t n = min_u64(left, len);
         gpa += n;
@@ -322,14 +327,14 @@ static bool has_code(const struct kvs_ram *ram, uint64_t offset, uint64_t size)
 }
 
 /* data NULL: the bytes are written already. Works until done or the list is full; returns bytes done. */
-static uint64_t write_some(struct kvs_vm *vm, uint64_t gpa, const uint8_t *data, uint64_t len, struct stale *stale, uint32_t *count)
+static uint64_t write_some(struct memslots *m, uint64_t gpa, const uint8_t *data, uint64_t len, struct stale *stale, uint32_t *count)
 {
     uint64_t done = 0;
     *count = 0;
     while (done < len && *count < STALE_MAX) {
         uint64_t left;
         struct memslot *s;
-        uint8_t *host = gpa_to_host(vm, gpa + done, &left, &s);
+        uint8_t *host = gpa_to_host(m, gpa + done, &left, &s);
         if (!host) break; /* not after range_check under the same lock */
         uint64_t n = min_u64(left, len - done);
         if (data) memcpy(host, data + done, n);
@@ -345,15 +350,16 @@ static uint64_t write_some(struct kvs_vm *vm, uint64_t gpa, const uint8_t *data,
     return done;
 }
 
-static int32_t write_range(struct kvs_vm *vm, uint64_t gpa, const uint8_t *data, uint64_t len)
+static int32_t write_range(struct kvs_vm *vm, uint32_t space, uint64_t gpa, const uint8_t *data, uint64_t len)
 {
     while (len) {
         struct stale stale[STALE_MAX];
         uint32_t count = 0;
         uint64_t done = 0;
         pthread_mutex_lock(&vm->lock);
-        int32_t st = range_check(vm, gpa, len, data != NULL);
-        if (!st) done = write_some(vm, gpa, data, len, stale, &count);
+        struct memslots *m = vm_slots(vm, space);
+        int32_t st = range_check(m, gpa, len, data != NULL);
+        if (!st) done = write_some(m, gpa, data, len, stale, &count);
         pthread_mutex_unlock(&vm->lock);
         for (uint32_t n = 0; n < count; n++) {
             code_invalidate(vm, stale[n].ram, stale[n].offset, stale[n].size);
@@ -368,14 +374,15 @@ static int32_t write_range(struct kvs_vm *vm, uint64_t gpa, const uint8_t *data,
     return KVS_OK;
 }
 
-int32_t vm_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t len)
+static int32_t read_range(struct kvs_vm *vm, uint32_t space, uint64_t gpa, void *data, uint64_t len)
 {
     uint8_t *to = data;
     pthread_mutex_lock(&vm->lock);
-    int32_t st = range_check(vm, gpa, len, false);
+    struct memslots *m = vm_slots(vm, space);
+    int32_t st = range_check(m, gpa, len, false);
     while (!st && len) {
         uint64_t left;
-        const uint8_t *host = gpa_to_host(vm, gpa, &left, NULL);
+        const uint8_t *host = gpa_to_host(m, gpa, &left, NULL);
         if (!host) break;
         uint64_t n = min_u64(left, len);
         memcpy(to, host, n);
@@ -387,22 +394,37 @@ int32_t vm_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t len)
     return st;
 }
 
-int32_t vm_mem_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint64_t len) { return write_range(vm, gpa, data, len); }
-int32_t vm_mem_written(struct kvs_vm *vm, uint64_t gpa, uint64_t len) { return write_range(vm, gpa, NULL, len); }
+int32_t vm_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t len) { return read_range(vm, KVS_SPACE_NORMAL, gpa, data, len); }
+int32_t vm_mem_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint64_t len) { return write_range(vm, KVS_SPACE_NORMAL, gpa, data, len); }
+
+int32_t kvs_space_read(struct kvs_vm *vm, uint32_t space, uint64_t gpa, void *data, uint64_t length)
+{
+    return vm && space < KVS_SPACE_COUNT && (data || !length) ? read_range(vm, space, gpa, data, length) : -KVS_EINVAL;
+}
+
+int32_t kvs_space_write(struct kvs_vm *vm, uint32_t space, uint64_t gpa, const void *data, uint64_t length)
+{
+    return vm && space < KVS_SPACE_COUNT && (data || !length) ? write_range(vm, space, gpa, data, length) : -KVS_EINVAL;
+}
+
+int32_t kvs_space_written(struct kvs_vm *vm, uint32_t space, uint64_t gpa, uint64_t length)
+{
+    return vm && space < KVS_SPACE_COUNT ? write_range(vm, space, gpa, NULL, length) : -KVS_EINVAL;
+}
 
 int32_t kvs_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t length)
 {
-    return vm && (data || !length) ? vm_mem_read(vm, gpa, data, length) : -KVS_EINVAL;
+    return kvs_space_read(vm, KVS_SPACE_NORMAL, gpa, data, length);
 }
 
 int32_t kvs_mem_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint64_t length)
 {
-    return vm && (data || !length) ? vm_mem_write(vm, gpa, data, length) : -KVS_EINVAL;
+    return kvs_space_write(vm, KVS_SPACE_NORMAL, gpa, data, length);
 }
 
 int32_t kvs_mem_written(struct kvs_vm *vm, uint64_t gpa, uint64_t length)
 {
-    return vm ? vm_mem_written(vm, gpa, length) : -KVS_EINVAL;
+    return kvs_space_written(vm, KVS_SPACE_NORMAL, gpa, length);
 }
 
 int32_t kvs_mem_host_address(struct kvs_vm *vm, uint64_t gpa, uint64_t length, void **address)
@@ -410,7 +432,7 @@ int32_t kvs_mem_host_address(struct kvs_vm *vm, uint64_t gpa, uint64_t length, v
     if (!vm || !address) return -KVS_EINVAL;
     uint64_t left = 0;
     pthread_mutex_lock(&vm->lock);
-    uint8_t *host = gpa_to_host(vm, gpa, &left, NULL);
+    uint8_t *host = gpa_to_host(vm_slots(vm, KVS_SPACE_NORMAL), gpa, &left, NULL);
     pthread_mutex_unlock(&vm->lock);
     if (!host || left < length) return -KVS_EFAULT;
     *address = host;

@@ -81,6 +81,7 @@ static void report_state(struct kvs_vcpu *c)
 {
     struct kvs_run *r = c->run;
     r->if_flag = (c->eflags & FLAG_IF) != 0;
+    r->flags = c->in_smm ? KVS_RUN_X86_SMM : 0;
     r->ready_for_interrupt_injection = r->if_flag && !c->int_shadow && c->injected_irq < 0;
     r->cr8 = c->lapic ? lapic_cr8(c) : 0;
     r->apic_base = c->lapic ? lapic_base(c) : 0;
@@ -181,32 +182,59 @@ static enum verdict wait_for_request(struct kvs_vcpu *c, bool turn)
     return enter_guest(c) ? GO_ON : exit_with(c, KVS_EXIT_INTR);
 }
 
-/* INIT and SIPI write mp_state from other threads: a transition of ours must not undo theirs. */
-static void mp_change(struct kvs_vcpu *c, uint32_t from, uint32_t to)
+static bool waits_for_sipi(uint32_t mp_state)
 {
-    atomic_compare_exchange_strong(&c->mp_state, &from, to);
+    return mp_state == KVS_MP_STATE_INIT_RECEIVED || mp_state == KVS_MP_STATE_UNINITIALIZED;
 }
 
-/* INIT resets; the BSP then runs from the reset vector, the others wait for SIPI.
- * SDM 3A "MP Initialization Protocol Algorithm for MP Systems" */
-static bool init_sipi(struct kvs_vcpu *c, uint32_t state)
+/*
+ * The signals that would be taken now. SMI and INIT wait for the end of system management mode, SMI and all
+ * else for the end of the wait for a SIPI. SDM 3C "SMI Handler Execution Environment", SDM 3A "MP Initialization
+ * Protocol Algorithm for MP Systems"
+ */
+static uint32_t usable_signals(const struct kvs_vcpu *c)
 {
-    if (state == KVS_MP_STATE_SIPI_RECEIVED) {
-        vcpu_init_reset(c);
-        lapic_reset(c, true);
-        load_segment_real(c, SEG_CS, (uint16_t)(c->sipi_vector << 8));
-        c->rip = 0;
-        segments_changed(c);
-        mp_change(c, state, KVS_MP_STATE_RUNNABLE);
-        return true;
+    uint32_t s = atomic_load_explicit(&c->signals, memory_order_acquire);
+    if (LIKELY(!s)) return 0;
+    if (c->in_smm) s &= ~(uint32_t)(SIG_SMI | SIG_INIT);
+    if (c->int_shadow || waits_for_sipi(atomic_load(&c->mp_state))) s &= ~(uint32_t)SIG_SMI;
+    return s & (SIG_SMI | SIG_INIT | SIG_SIPI);
+}
+
+static void take_init(struct kvs_vcpu *c)
+{
+    vcpu_init_reset(c);
+    if (c->lapic) lapic_reset(c, true);
+    /* The state before the signal, so that a SIPI finds one of them: vcpu_post_sipi. */
+    atomic_store(&c->mp_state, c->id == 0 ? KVS_MP_STATE_RUNNABLE : KVS_MP_STATE_INIT_RECEIVED);
+    atomic_fetch_and(&c->signals, ~(uint32_t)SIG_INIT);
+}
+
+static void take_sipi(struct kvs_vcpu *c)
+{
+    uint32_t s = atomic_fetch_and(&c->signals, ~(uint32_t)(SIG_SIPI | SIG_SIPI_VECTOR));
+    /* A SIPI behind an INIT that is held back by system management mode is lost, as under KVM. */
+    if (!waits_for_sipi(atomic_load(&c->mp_state))) return;
+    c->sipi_vector = s >> 8 & 0xff;
+    load_segment_real(c, SEG_CS, (uint16_t)(c->sipi_vector << 8));
+    c->rip = 0;
+    segments_changed(c);
+    atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+}
+
+/* SDM 3A "Priority Among Concurrent Events": SMI, then INIT. */
+static void take_signals(struct kvs_vcpu *c, uint32_t usable)
+{
+    if (usable & SIG_SMI) {
+        bool halted = atomic_load(&c->mp_state) == KVS_MP_STATE_HALTED;
+        atomic_fetch_and(&c->signals, ~(uint32_t)SIG_SMI);
+        smm_enter(c, halted);
+        if (halted) atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
+    } else if (usable & SIG_INIT) {
+        take_init(c);
+    } else {
+        take_sipi(c);
     }
-    if (state == KVS_MP_STATE_INIT_RECEIVED && c->id == 0) {
-        vcpu_init_reset(c);
-        lapic_reset(c, true);
-        mp_change(c, state, KVS_MP_STATE_RUNNABLE);
-        return true;
-    }
-    return false;
 }
 
 /* Would that vCPU do something if it had the turn? It waits for it, so its state stands still. */
@@ -214,8 +242,7 @@ static bool has_work(struct kvs_vcpu *c)
 {
     uint32_t state = atomic_load(&c->mp_state);
     if (c->shut_down) return false;
-    return state == KVS_MP_STATE_RUNNABLE || state == KVS_MP_STATE_SIPI_RECEIVED ||
-           (state == KVS_MP_STATE_INIT_RECEIVED && c->id == 0) || (state == KVS_MP_STATE_HALTED && wakes(c));
+    return state == KVS_MP_STATE_RUNNABLE || usable_signals(c) || (state == KVS_MP_STATE_HALTED && wakes(c));
 }
 
 /* Gives the turn to the next vCPU that has work. False: there is none. */
@@ -251,12 +278,11 @@ static enum verdict halted(struct kvs_vcpu *c)
     pv_eoi_sync(c);
     if (state == KVS_MP_STATE_HALTED && wakes(c)) {
         atomic_store(&c->pv_unhalted, false);
-        mp_change(c, KVS_MP_STATE_HALTED, KVS_MP_STATE_RUNNABLE);
+        atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
         return GO_ON;
     }
-    if (init_sipi(c, state)) return GO_ON;
-    if (!c->lapic) {
-        mp_change(c, KVS_MP_STATE_HALTED, KVS_MP_STATE_RUNNABLE);
+    if (!c->lapic && state == KVS_MP_STATE_HALTED) {
+        atomic_store(&c->mp_state, KVS_MP_STATE_RUNNABLE);
         return exit_with(c, KVS_EXIT_HLT);
     }
     c->stats.halts++;
@@ -286,7 +312,10 @@ static enum verdict events(struct kvs_vcpu *c)
 {
     if (c->exc.pending) {
         c->stats.exceptions++;
-        if (!deliver_exception(c)) return shutdown(c);
+        if (UNLIKELY(c->triple_fault) || !deliver_exception(c)) {
+            c->triple_fault = c->exc.pending = false;
+            return shutdown(c);
+        }
         if (UNLIKELY(c->exc.pending)) return GO_ON; /* the delivery faulted: once more, with a look at requests */
     }
     if (UNLIKELY(c->mce_pending)) {
@@ -335,9 +364,10 @@ static void trace_record(struct kvs_vcpu *c)
         struct translation t;
         uint64_t la = e->linear + n;
         if (!is_code64(c)) la = (uint32_t)la;
-        if (mmu_walk(c, la, ACC_X, c->cpl == 3, false, true, &t) != 0 ||
-            vm_mem_read(c->vm, t.gpa, &e->bytes[n], 1) != 0)
-            break;
+        if (mmu_walk(c, la, ACC_X, c->cpl == 3, false, true, &t) != 0) break;
+        const uint8_t *host = gpa_to_host(vcpu_slots(c), t.gpa, NULL, NULL);
+        if (!host) break;
+        e->bytes[n] = *host;
         e->length++;
     }
 }
@@ -502,10 +532,15 @@ static enum verdict turn(struct kvs_vcpu *c)
                 return GO_ON;
             }
         }
+        const uint32_t signals = usable_signals(c);
+        if (UNLIKELY(signals) && !c->exc.pending && !c->pending_dbg) {
+            take_signals(c, signals);
+            return GO_ON;
+        }
         if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
         if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
-        if (UNLIKELY(c->exc.pending)) return GO_ON;
+        if (UNLIKELY(c->exc.pending || signals)) return GO_ON; /* what waited for the exception comes now */
     } else {
         tlb_catch_up(c); /* slots may have changed during the exit */
     }

@@ -49,7 +49,7 @@ KVS_API int32_t kvs_vcpu_set_regs(struct kvs_vcpu *c, const struct kvs_regs *r)
     g[R8] = r->r8, g[R9] = r->r9, g[R10] = r->r10, g[R11] = r->r11;
     g[R12] = r->r12, g[R13] = r->r13, g[R14] = r->r14, g[R15] = r->r15;
     c->rip = r->rip;
-    flags_write(c, (uint32_t)r->rflags & 0x3f7fd7u);
+    flags_write(c, (uint32_t)r->rflags & FLAGS_ALL);
     c->exc.pending = false; /* as KVM: new registers, no half-delivered exception */
     vcpu_update_mode(c);
     return give(c, KVS_OK);
@@ -117,6 +117,14 @@ static bool sregs_possible(const struct kvs_vcpu *c, const struct kvs_sregs *s)
                      !is_canonical_widest(c, s->idt.base) || !is_canonical_widest(c, s->tr.base) || !is_canonical_widest(c, s->ldt.base)));
 }
 
+static void reload_pdptrs(struct kvs_vcpu *c)
+{
+    if (!(c->cr0 & CR0_PG) || !(c->cr4 & CR4_PAE) || is_long_mode(c)) return;
+    pthread_mutex_lock(&c->vm->lock); /* outside guest code only this keeps the slots in place */
+    (void)mmu_load_pdptrs(c, c->cr3);
+    pthread_mutex_unlock(&c->vm->lock);
+}
+
 KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s)
 {
     TAKE(c, s);
@@ -142,11 +150,7 @@ KVS_API int32_t kvs_vcpu_set_sregs(struct kvs_vcpu *c, const struct kvs_sregs *s
     for (int n = 0; n < 256; n++)
         if (s->interrupt_bitmap[n >> 6] & BIT(n & 63)) c->injected_irq = (int16_t)n;
     c->cpl = is_protected(c) ? c->eflags & FLAG_VM ? 3 : (c->seg[SEG_SS].attr & ATTR_DPL) >> ATTR_DPL_SHIFT : 0;
-    if ((c->cr0 & CR0_PG) && (c->cr4 & CR4_PAE) && !is_long_mode(c)) {
-        pthread_mutex_lock(&c->vm->lock); /* outside guest code only this keeps the slots in place */
-        (void)mmu_load_pdptrs(c, c->cr3);
-        pthread_mutex_unlock(&c->vm->lock);
-    }
+    reload_pdptrs(c);
     tlb_flush_all(c);
     segments_changed(c);
     vcpu_update_mode(c);
@@ -327,7 +331,13 @@ KVS_API int32_t kvs_vcpu_get_events(struct kvs_vcpu *c, struct kvs_vcpu_events *
     e->interrupt.shadow = c->int_shadow;
     e->nmi.pending = atomic_load(&c->nmi_pending);
     e->nmi.masked = c->nmi_masked;
-    e->sipi_vector = c->sipi_vector;
+    uint32_t signals = atomic_load(&c->signals);
+    e->sipi_vector = signals & SIG_SIPI ? signals >> 8 & 0xff : c->sipi_vector;
+    e->flags = KVS_VCPUEVENT_VALID_SMM;
+    e->smi.smm = c->in_smm;
+    e->smi.pending = (signals & SIG_SMI) != 0;
+    e->smi.smm_inside_nmi = c->smm_inside_nmi;
+    e->smi.latched_init = (signals & SIG_INIT) != 0; /* also one that is not held back, but not taken yet */
     e->triple_fault.pending = c->shut_down;
     return give(c, KVS_OK);
 }
@@ -336,7 +346,10 @@ KVS_API int32_t kvs_vcpu_set_events(struct kvs_vcpu *c, const struct kvs_vcpu_ev
     TAKE(c, e);
     if ((e->exception.injected && (e->exception.nr > 31 || e->exception.nr == EXC_NMI)) || e->interrupt.shadow > 2 || e->sipi_vector > 0xff)
         return give(c, -KVS_EINVAL);
+    bool smm_valid = e->flags & KVS_VCPUEVENT_VALID_SMM;
+    if (smm_valid && (e->smi.smm || e->smi.pending) && !(c->vm->config.flags & KVS_VM_SMM)) return give(c, -KVS_EINVAL);
     c->exc.pending = e->exception.injected;
+    c->triple_fault = false;
     c->exc.vector = e->exception.nr;
     c->exc.has_error = e->exception.has_error_code;
     c->exc.error = e->exception.error_code;
@@ -347,6 +360,12 @@ KVS_API int32_t kvs_vcpu_set_events(struct kvs_vcpu *c, const struct kvs_vcpu_ev
     c->nmi_masked = e->nmi.masked != 0;
     c->sipi_vector = e->sipi_vector;
     c->shut_down = e->triple_fault.pending != 0;
+    if (smm_valid) {
+        smm_set(c, e->smi.smm != 0);
+        reload_pdptrs(c); /* from the address space that it is now */
+        c->smm_inside_nmi = e->smi.smm && e->smi.smm_inside_nmi;
+        atomic_store(&c->signals, (e->smi.pending ? SIG_SMI : 0) | (e->smi.latched_init ? SIG_INIT : 0));
+    }
     vcpu_request(c, REQ_EVENT);
     return give(c, KVS_OK);
 }
@@ -367,14 +386,19 @@ KVS_API int32_t kvs_vcpu_set_lapic(struct kvs_vcpu *c, const struct kvs_lapic_st
 KVS_API int32_t kvs_vcpu_get_mp_state(struct kvs_vcpu *c, struct kvs_mp_state *s)
 {
     TAKE(c, s);
-    s->mp_state = atomic_load(&c->mp_state);
+    /* A SIPI that was posted but not taken yet; its vector is among the events. */
+    s->mp_state = atomic_load(&c->signals) & SIG_SIPI && !c->in_smm ? KVS_MP_STATE_SIPI_RECEIVED : atomic_load(&c->mp_state);
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_mp_state(struct kvs_vcpu *c, const struct kvs_mp_state *s)
 {
     TAKE(c, s);
+    bool sipi = s->mp_state == KVS_MP_STATE_SIPI_RECEIVED;
     if (s->mp_state > KVS_MP_STATE_SIPI_RECEIVED) return give(c, -KVS_EINVAL);
-    atomic_store(&c->mp_state, s->mp_state);
+    if (c->in_smm && (sipi || s->mp_state == KVS_MP_STATE_INIT_RECEIVED)) return give(c, -KVS_EINVAL);
+    atomic_store(&c->mp_state, sipi ? KVS_MP_STATE_INIT_RECEIVED : s->mp_state);
+    atomic_fetch_and(&c->signals, ~(uint32_t)(SIG_SIPI | SIG_SIPI_VECTOR));
+    if (sipi) atomic_fetch_or(&c->signals, SIG_SIPI | c->sipi_vector << 8);
     vcpu_request(c, REQ_EVENT);
     return give(c, KVS_OK);
 }
@@ -416,6 +440,13 @@ KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_stat
     s->retired = vcpu_retired(c);
     s->flags = c->pending_dbg | (uint64_t)c->mce_pending << CORE_MCE_SHIFT |
                (atomic_load(&c->pv_unhalted) ? KVS_CORE_PV_UNHALTED : 0);
+    if (c->io_trap.info && c->io_trap.retired == s->retired) {
+        s->io_trap_info = c->io_trap.info;
+        s->io_trap_rip = c->io_trap.rip;
+        s->io_trap_rcx = c->io_trap.rcx;
+        s->io_trap_rsi = c->io_trap.rsi;
+        s->io_trap_rdi = c->io_trap.rdi;
+    }
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_core_state *s)
@@ -429,6 +460,8 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_cor
     c->stats.retired = s->retired;
     c->pending_dbg = dbg;
     atomic_store(&c->pv_unhalted, (s->flags & KVS_CORE_PV_UNHALTED) != 0);
+    c->io_trap = (struct io_trap){ .info = (uint32_t)s->io_trap_info, .retired = s->retired, .rip = s->io_trap_rip,
+                                   .rcx = s->io_trap_rcx, .rsi = s->io_trap_rsi, .rdi = s->io_trap_rdi };
     return give(c, KVS_OK);
 }
 

@@ -84,7 +84,9 @@ static void common_reset(struct kvs_vcpu *c)
     c->int_shadow = 0;
     memset(&c->exc, 0, sizeof c->exc);
     c->pending_dbg = 0;
-    c->nmi_masked = c->triple_fault = c->in_smm = c->shut_down = false;
+    c->nmi_masked = c->triple_fault = c->in_smm = c->smm_inside_nmi = c->shut_down = false;
+    atomic_fetch_and(&c->signals, ~(uint32_t)SIG_SMI);
+    c->io_trap.info = 0;
     atomic_store(&c->nmi_pending, 0);
     atomic_store(&c->pv_unhalted, false);
     /* As under KVM: after an INIT too nobody expects the old guest's memory to change. */
@@ -127,6 +129,8 @@ void vcpu_reset(struct kvs_vcpu *c)
     /* All TSCs of a machine agree: the BSP's reset sets them. */
     const struct kvs_vcpu *bsp = c->vm->vcpus[0];
     c->tsc_offset = c->id && bsp ? bsp->tsc_offset : -(int64_t)clock_tsc(c->vm);
+    c->smbase = 0x30000; /* SDM 3C "SMRAM"; INIT leaves it */
+    c->msr_smi_count = 0;
     c->xcr0 = 1;
     c->pkru = 0;
     c->budget = 0;
@@ -134,6 +138,7 @@ void vcpu_reset(struct kvs_vcpu *c)
     c->insn_limit = UINT64_MAX;
     atomic_store(&c->mp_state, c->id == 0 ? KVS_MP_STATE_RUNNABLE : KVS_MP_STATE_UNINITIALIZED);
     c->sipi_vector = 0;
+    atomic_store(&c->signals, 0);
     if (c->lapic) lapic_reset(c, false);
     vcpu_update_mode(c);
 }

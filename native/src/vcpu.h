@@ -119,6 +119,12 @@ struct mem_part {
     uint32_t size;
 };
 
+/* What other threads ask of a vCPU beside interrupts and NMI. The vector of a SIPI is in bits 8-15. */
+enum { SIG_SMI = 1 << 0, SIG_INIT = 1 << 1, SIG_SIPI = 1 << 2, SIG_SIPI_VECTOR = 0xff00 };
+
+/* The last I/O instruction (or iteration), for an SMI right behind it. info: AMD APM 2 "SMM I/O Trap Offset", 0: none. */
+struct io_trap { uint32_t info; uint64_t retired, rip, rcx, rsi, rdi; };
+
 /* A read-modify-write operand between vrmw_begin and vrmw_end. */
 struct rmw {
     uint8_t *host;      /* LOCKed: operate here with a host atomic; NULL: the value is in data */
@@ -174,6 +180,8 @@ struct kvs_vcpu {
     struct steal { int thread, fd; bool counts; uint64_t seen, updated; } steal; /* irqchip/paravirt.c */
     uint64_t msr_mc[4 * MC_BANKS]; /* CTL, STATUS, ADDR, MISC */
     uint8_t mce_pending;     /* MCE_...: before the next instruction */
+    uint32_t smbase;
+    uint64_t msr_smi_count;
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
     uint64_t xcr0;
     uint32_t pkru;
@@ -181,8 +189,11 @@ struct kvs_vcpu {
     /* ---- events ---- */
     struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; bool is_soft; } exc;
     uint64_t pending_dbg;    /* DR6 bits of a debug trap to deliver after the instruction */
-    bool nmi_masked, triple_fault, in_smm;
+    bool nmi_masked, in_smm, smm_inside_nmi;
+    bool triple_fault;       /* with exc.pending: shutdown instead of a delivery */
     _Atomic uint8_t nmi_pending; /* 0-2: the one to take and, as it masks the next, one held by the latch */
+    _Atomic uint32_t signals; /* SIG_... */
+    struct io_trap io_trap;
     int16_t injected_irq;    /* external interrupt taken from the controller, not yet delivered; -1 none */
     _Atomic uint32_t requests;
     _Atomic uint32_t mp_state; /* KVS_MP_STATE_... */
@@ -271,6 +282,10 @@ static inline void vcpu_post_nmi(struct kvs_vcpu *c)
     while (n < 2 && !atomic_compare_exchange_weak(&c->nmi_pending, &n, (uint8_t)(n + 1))) { }
     vcpu_request(c, REQ_EVENT);
 }
+/* Any thread: an SMI, an INIT; a start-up IPI, which counts only while the vCPU waits for one: true then. */
+void vcpu_post_smi(struct kvs_vcpu *c);
+void vcpu_post_init(struct kvs_vcpu *c);
+bool vcpu_post_sipi(struct kvs_vcpu *c, uint8_t vector);
 /* Retired instructions as of the instruction `i` that is executing (exclusive). */
 uint64_t vcpu_retired_at(const struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
 

@@ -40,7 +40,7 @@ struct kvs_vm {
     _Atomic uint32_t refs;
     struct kvs_vm_config config;
     pthread_mutex_t lock;           /* slots, doorbells, vCPU list, configuration */
-    _Atomic(struct memslots *) slots;
+    _Atomic(struct memslots *) slots[KVS_SPACE_COUNT];
     struct kvs_vcpu *vcpus[MAX_VCPUS]; /* by index of creation */
     _Atomic uint32_t vcpu_count;
     struct irqchip *irqchip;        /* NULL: none */
@@ -63,9 +63,19 @@ struct kvs_vm {
 };
 
 /* ---- memslot.c ---- */
-struct memslot *memslot_find(struct kvs_vm *vm, uint64_t gpa); /* NULL: no memory there */
+struct memslot *memslot_find(struct memslots *m, uint64_t gpa); /* NULL: no memory there */
+static inline struct memslots *vm_slots(struct kvs_vm *vm, uint32_t space)
+{
+    return atomic_load_explicit(&vm->slots[space], memory_order_acquire);
+}
+/* The address space that this vCPU is in. KVM "KVM_CAP_MULTI_ADDRESS_SPACE" */
+static inline struct memslots *vcpu_slots(struct kvs_vcpu *c)
+{
+    struct memslots *smm = UNLIKELY(c->in_smm) ? vm_slots(c->vm, KVS_SPACE_SMM) : NULL;
+    return UNLIKELY(smm != NULL) && smm->count ? smm : vm_slots(c->vm, KVS_SPACE_NORMAL);
+}
 /* Host address of a guest physical byte, or NULL. *left: bytes to the end of the slot. */
-uint8_t *gpa_to_host(struct kvs_vm *vm, uint64_t gpa, uint64_t *left, struct memslot **slot);
+uint8_t *gpa_to_host(struct memslots *m, uint64_t gpa, uint64_t *left, struct memslot **slot);
 void memslot_mark_dirty(struct memslot *s, uint64_t gpa, uint64_t length);
 int memslot_set(struct kvs_vm *vm, const struct kvs_userspace_memory_region *r, struct kvs_ram *ram, uint64_t ram_offset);
 void memslots_free(struct kvs_vm *vm);  /* the last user is gone: slots and the doorbell table */

@@ -28,6 +28,8 @@ enum { EXC_DE, EXC_DB, EXC_NMI, EXC_BP, EXC_OF, EXC_BR, EXC_UD, EXC_NM, EXC_DF, 
 #define FLAG_VIF 0x80000u
 #define FLAG_VIP 0x100000u
 #define FLAG_ID 0x200000u
+/* Every flag that there is, and bit 1. */
+#define FLAGS_ALL 0x3f7fd7u
 #define FLAGS_STATUS (FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF)
 
 #define CR0_PE 0x1u

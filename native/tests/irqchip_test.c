@@ -358,16 +358,34 @@ static void test_ipi(void)
     CHECK(atomic_load(&v[1]->nmi_pending));
     atomic_store(&v[1]->mp_state, KVS_MP_STATE_RUNNABLE);
     apic(v[0], 0x300, 0x4612);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_RUNNABLE); /* not waiting for it */
-    apic(v[0], 0x300, 0x8500);                                     /* de-assert: nothing */
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_RUNNABLE);
+    CHECK_EQ(atomic_load(&v[1]->signals), 0); /* not waiting for it */
+    apic(v[0], 0x300, 0x8500);                /* de-assert: nothing */
+    CHECK_EQ(atomic_load(&v[1]->signals), 0);
     apic(v[0], 0x300, 0xc500);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_INIT_RECEIVED);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT);
     apic(v[0], 0x300, 0x4612);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_SIPI_RECEIVED);
-    CHECK_EQ(v[1]->sipi_vector, 0x12);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT | SIG_SIPI | 0x1200);
+    apic(v[0], 0x300, 0x4634); /* the first one counts */
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT | SIG_SIPI | 0x1200);
+    apic(v[0], 0x300, 0xc500); /* INIT once more: the SIPI before it is void */
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT);
+    atomic_store(&v[1]->signals, 0);
+    atomic_store(&v[1]->mp_state, KVS_MP_STATE_INIT_RECEIVED);
     apic(v[0], 0x300, 0x4634);
-    CHECK_EQ(v[1]->sipi_vector, 0x12);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_SIPI | 0x3400);
+    atomic_store(&v[1]->signals, 0);
+    /* SMI: only where the machine has it. */
+    apic(v[0], 0x300, 0x200);
+    CHECK_EQ(atomic_load(&v[1]->signals), 0);
+    v[1]->vm->config.flags |= KVS_VM_SMM;
+    apic(v[0], 0x300, 0x200);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_SMI);
+    atomic_store(&v[1]->signals, 0);
+    struct kvs_msi smi = { .address_lo = 0xfee01000, .data = 0x200 };
+    CHECK_EQ(irqchip_send_msi(v[1]->vm, &smi), 1);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_SMI);
+    atomic_store(&v[1]->signals, 0);
+    v[1]->vm->config.flags = 0;
     /* Lowest priority goes to exactly one, the least busy. */
     for (int i = 0; i < 4; i++) {
         lapic_reset(v[i], true);

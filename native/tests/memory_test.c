@@ -68,12 +68,12 @@ static void test_slots(struct kvs_ram *ram)
     uint64_t left;
     struct memslot *s;
     uint8_t *p = kvs_ram_address(ram);
-    CHECK(!gpa_to_host(vm, 0x11000, &left, &s));
-    CHECK(gpa_to_host(vm, 0x30010, &left, &s) == p + 0x11010);
+    CHECK(!gpa_to_host(vm_slots(vm, 0), 0x11000, &left, &s));
+    CHECK(gpa_to_host(vm_slots(vm, 0), 0x30010, &left, &s) == p + 0x11010);
     CHECK_EQ(left, 0xff0);
     CHECK_EQ(s->id, 2);
-    CHECK(gpa_to_host(vm, 0x10fff, &left, &s) == p + 0xffff);
-    CHECK(!memslot_find(vm, ~0ull) && !memslot_find(vm, 0x2ffff) && !memslot_find(vm, 0x31000));
+    CHECK(gpa_to_host(vm_slots(vm, 0), 0x10fff, &left, &s) == p + 0xffff);
+    CHECK(!memslot_find(vm_slots(vm, 0), ~0ull) && !memslot_find(vm_slots(vm, 0), 0x2ffff) && !memslot_find(vm_slots(vm, 0), 0x31000));
     /* Host access: all or nothing, over adjacent slots, not into ROM. */
     uint8_t data[0x2000], back[0x2000];
     for (size_t n = 0; n < sizeof data; n++) data[n] = (uint8_t)(n * 7);
@@ -109,8 +109,8 @@ static void test_caller_memory(void)
     CHECK_EQ(slot_set_host(0, 0, 0x1000, p + 8), -KVS_EINVAL);
     CHECK_EQ(slot_set_host(0, 0, 0x8000, p), 0);
     CHECK_EQ(slot_set_host(1, 0x10000, 0x1000, p + 0x1000), 0); /* shares marks with the first */
-    CHECK(memslot_find(vm, 0)->ram == memslot_find(vm, 0x10000)->ram);
-    CHECK_EQ(memslot_find(vm, 0x10000)->ram_offset, 0x1000);
+    CHECK(memslot_find(vm_slots(vm, 0), 0)->ram == memslot_find(vm_slots(vm, 0), 0x10000)->ram);
+    CHECK_EQ(memslot_find(vm_slots(vm, 0), 0x10000)->ram_offset, 0x1000);
     CHECK_EQ(slot_set_host(2, 0x20000, 0x2000, p + 0x7000), -KVS_ENOTSUP);
     CHECK_EQ(slot_set_host(0, 0, 0, NULL), 0);
     CHECK_EQ(kvs_mem_write(vm, 0x10000, "hello", 5), 0);

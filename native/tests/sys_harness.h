@@ -205,15 +205,16 @@ static inline uint64_t stack64(uint32_t n) { return ld64(ram + c->gpr[RSP] + 8 *
         CHECK(faulted(EXC_UD), "%s", #bytes);                                                     \
     } while (0)
 
-static inline bool machine_create(uint32_t clock_mode)
+static inline bool machine_create_with(uint32_t clock_mode, uint32_t flags)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode, .flags = flags };
     struct kvs_userspace_memory_region region = { .memory_size = RAM_SIZE };
     if (kvs_vm_create(&config, &vm) || kvs_ram_create(RAM_SIZE, &ram_object) || kvs_memslot_set(vm, &region, ram_object, 0) ||
         kvs_irqchip_create(vm) || kvs_vcpu_create(vm, 0, &c)) return false;
     ram = kvs_ram_address(ram_object);
     return true;
 }
+static inline bool machine_create(uint32_t clock_mode) { return machine_create_with(clock_mode, 0); }
 static inline void machine_destroy(void)
 {
     kvs_vcpu_destroy(c);

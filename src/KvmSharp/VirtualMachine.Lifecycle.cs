@@ -212,6 +212,7 @@ public sealed partial class VirtualMachine
             vcpu.Dispose();
         }
         Memory?.ReleaseSlots();
+        SystemManagementMemory?.ReleaseSlots();
         _handle.Dispose();
     }
 

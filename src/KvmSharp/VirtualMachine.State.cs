@@ -47,7 +47,7 @@ public sealed partial class VirtualMachine
             throw new InvalidOperationException("A state is loaded into a new or a paused machine.");
         }
         CheckSame(state, MachineSection, DescribeMachine(), "processors or interrupt controllers");
-        CheckSame(state, MemoryImage.LayoutName, MemoryImage.DescribeLayout(Memory), "memory");
+        CheckSame(state, MemoryImage.LayoutName, MemoryImage.DescribeLayout(this), "memory");
         MemoryImage.Check(state);
         var devices = FindDevices();
         foreach (var section in state.Sections)
@@ -74,7 +74,7 @@ public sealed partial class VirtualMachine
         }
         try
         {
-            MemoryImage.Load(Memory, state);
+            MemoryImage.Load(this, state);
             foreach (var vcpu in Vcpus)
             {
                 CoreState.LoadVcpuCount(vcpu, state);
@@ -91,7 +91,7 @@ public sealed partial class VirtualMachine
                 CoreState.LoadChips(_handle, state);
             }
             // Setting the clock's MSRs has written to the pages that the guest reads the time from.
-            MemoryImage.Load(Memory, state, again: true);
+            MemoryImage.Load(this, state, again: true);
         }
         catch (ArgumentOutOfRangeException e)
         {
@@ -134,7 +134,7 @@ public sealed partial class VirtualMachine
             throw new InvalidOperationException("The state can be taken only while the machine does not run; pause it first.");
         }
         add(MachineSection, DescribeMachine());
-        add(MemoryImage.LayoutName, MemoryImage.DescribeLayout(Memory));
+        add(MemoryImage.LayoutName, MemoryImage.DescribeLayout(this));
         CoreState.SaveClock(_handle, add);
         add("start-time", BitConverter.GetBytes(Clock.StartTime.UtcTicks));
         foreach (var vcpu in Vcpus)
@@ -151,7 +151,7 @@ public sealed partial class VirtualMachine
             device.SaveState(writer);
             add(name, writer.ToArray());
         }
-        MemoryImage.Save(Memory, add);
+        MemoryImage.Save(this, add);
     }
 
     // What must be equal in the machine that is saved and the one that goes on.
@@ -161,6 +161,7 @@ public sealed partial class VirtualMachine
         writer.WriteUInt32((uint)Vcpus.Count);
         writer.WriteByte((byte)Options.Clock);
         writer.WriteBoolean(Options.InterruptController);
+        writer.WriteBoolean(Options.SystemManagementMode);
         foreach (var vcpu in Vcpus)
         {
             foreach (var leaf in vcpu.GetCpuid())

@@ -29,6 +29,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
         try
         {
             Memory = new GuestMemory(_handle);
+            SystemManagementMemory = options.SystemManagementMode ? new GuestMemory(_handle, space: 1) : null;
             A20 = new A20Gate(enabled => NativeMethods.VmSetA20(_handle, enabled ? 1u : 0u).ThrowIfFailed("drive address line A20"));
             Clock = new VmClock(() => NativeMethods.ClockNow(_handle), ArmHostTimer, DecideStartTime(options));
             if (options.InterruptController)
@@ -57,6 +58,18 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
 
     /// <summary>Guest-physical memory.</summary>
     public GuestMemory Memory { get; }
+
+    /// <summary>
+    /// Guest-physical memory as processors see it in system management mode: an address space of its own with its own slots,
+    /// which may map the same <see cref="GuestRam"/> as <see cref="Memory"/> does. While it has no slot, they see
+    /// <see cref="Memory"/>. <see langword="null"/> without <see cref="VirtualMachineOptions.SystemManagementMode"/>.
+    /// </summary>
+    /// <remarks>
+    /// What it maps, all of RAM and SMRAM, stays for the life of the machine; a device that opens and closes SMRAM for all
+    /// adds and removes a slot with the same memory in <see cref="Memory"/>. A saved state takes such a slot for what it is,
+    /// a second way to the same memory.
+    /// </remarks>
+    public GuestMemory? SystemManagementMemory { get; }
 
     /// <summary>
     /// The I/O ports, 0 to 0xFFFF. Those of interrupt controllers and timer (0x20-0x21, 0x40-0x43, 0x61, 0xA0-0xA1,
@@ -282,6 +295,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
             Size = (uint)sizeof(KvsVmConfig),
             ClockMode = (uint)options.Clock,
             TscKhz = options.TscKilohertz,
+            Flags = options.SystemManagementMode ? KvsVmConfig.SystemManagementMode : 0,
         };
         var result = NativeMethods.VmCreate(&config, out var handle);
         if (result < 0)

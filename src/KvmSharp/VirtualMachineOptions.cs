@@ -51,6 +51,12 @@ public sealed record VirtualMachineOptions
     /// </summary>
     public bool InterruptController { get; init; } = true;
 
+    /// <summary>
+    /// Whether the processors have system management mode. Without it, which is the default, system management interrupts of
+    /// the guest go nowhere and RSM is no instruction.
+    /// </summary>
+    public bool SystemManagementMode { get; init; }
+
     internal void Validate()
     {
         ArgumentNullException.ThrowIfNull(Cpu);

@@ -56,6 +56,70 @@ public sealed class VirtualMachineTests
         Assert.True(machine.A20.IsEnabled);
     }
 
+    // The handler at SMBASE + 0x8000: mov al, cs:[0]; out 0x81, al; rsm
+    private static readonly byte[] SmiHandler = [0x2e, 0xa0, 0, 0, 0xe6, 0x81, 0x0f, 0xaa];
+
+    private static VirtualMachine CreateWithSmm(byte[] code, out GuestRam ram)
+    {
+        var machine = new VirtualMachine(new VirtualMachineOptions { SystemManagementMode = true, InterruptController = false });
+        ram = new GuestRam(2 << 20);
+        machine.SystemManagementMemory!.Map(ram, 0, 0, 2 << 20);
+        machine.Memory.Map(ram, 0, 0, 0x3_0000);
+        machine.Memory.Map(ram, 0x4_0000, 0x4_0000, (2 << 20) - 0x4_0000); // 0x30000 to 0x3ffff is SMRAM
+        machine.SystemManagementMemory.Write(0x3_8000, SmiHandler);
+        machine.SystemManagementMemory.Write(0x3_0000, (byte)0x5a);
+        FlatLoader.Load(machine.Memory, machine.Vcpus[0], BootImage.FromBytes(code), Guest.CodeAddress);
+        return machine;
+    }
+
+    [Fact]
+    public async Task SmiRunsTheHandlerInItsOwnMemory()
+    {
+        // out 0x80, al; hlt
+        using var machine = CreateWithSmm([0xe6, 0x80, 0xf4], out var ram);
+        using (ram)
+        {
+            var seen = new List<byte>();
+            machine.Ports.Map(new ActionDevice(() => machine.Vcpus[0].InjectSmi()), 0x80, 1);
+            machine.Ports.Map(new ActionDevice(() => { }, seen.Add), 0x81, 1);
+            machine.Start();
+            Assert.Equal(VmExitKind.Halted, (await machine.WaitForExitAsync().WaitAsync(Limit)).Kind);
+            Assert.Equal([0x5a], seen);
+            Assert.False(machine.Memory.IsBacked(0x3_8000, 1));
+        }
+    }
+
+    [Fact]
+    public void SmiWithoutTheModeIsRefused()
+    {
+        using var machine = Guest.Create(Guest.Idle);
+        Assert.Null(machine.SystemManagementMemory);
+        Assert.Equal(KvmSharpErrorCode.NotSupported, Assert.Throws<KvmSharpException>(machine.Vcpus[0].InjectSmi).ErrorCode);
+    }
+
+    [Fact]
+    public void StateHoldsSystemManagementMemoryAndItsOpenWindow()
+    {
+        using var machine = CreateWithSmm(Guest.Idle, out var ram);
+        using (ram)
+        {
+            machine.SystemManagementMemory!.Write(0x3_9000, 0x12345678u);
+            var window = machine.Memory.Map(ram, 0x3_0000, 0x3_0000, 0x1_0000);
+            machine.Memory.Write(0x3_9004, 0x9abcdef0u);
+            machine.Vcpus[0].InjectSmi();
+            var state = machine.SaveState();
+            machine.Memory.Remove(window);
+
+            using var other = CreateWithSmm(Guest.Idle, out var otherRam);
+            using (otherRam)
+            {
+                other.LoadState(state);
+                Assert.Equal(0x9abcdef0_12345678ul, other.SystemManagementMemory!.Read<ulong>(0x3_9000));
+                Assert.Equal(state.ComputeHash(), other.SaveState().ComputeHash());
+            }
+        }
+    }
+
     [Fact]
     public async Task ThrowingDeviceEndsIt()
     {

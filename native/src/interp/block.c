@@ -101,10 +101,10 @@ static bool mark_code(struct kvs_vcpu *c, struct kvs_ram *ram, const uint8_t *ho
     if ((old & bits) == bits) return true;
     if (old == 0 && atomic_load(&vm->vcpu_count) > 1) {
         /* First code in this page: no vCPU may go on storing to it through a W tag. */
-        const struct memslots *slots = atomic_load(&vm->slots);
+        const struct memslots *slots = vcpu_slots(c);
         vm_sync_begin(vm, c);
         tlb_catch_up(c);
-        bool same = slots == atomic_load(&vm->slots);
+        bool same = slots == vcpu_slots(c);
         if (same) {
             for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++)
                 if (vm->vcpus[n] && vm->vcpus[n] != c) vcpu_request(vm->vcpus[n], REQ_W_FLUSH);

@@ -185,7 +185,7 @@ OPX(sysexit)
     return ST_LOOKUP;
 }
 
-OPX(rsm) { return raise_ud(c); } /* there is no SMM to return from */
+OPX(rsm) { return smm_resume(c); }
 OPX(ud0) { return raise_ud(c); }
 OPX(ud1) { return raise_ud(c); }
 OPX(ud2) { return raise_ud(c); }

@@ -22,6 +22,23 @@ static int port_check(struct kvs_vcpu *c, uint16_t port, uint32_t size)
     return bitmap_check(c, port, size);
 }
 
+/* Only an SMI ever asks. AMD APM 2 "SMM I/O Trap Offset" */
+static inline bool notes_io(const struct kvs_vcpu *c) { return UNLIKELY(c->vm->config.flags & KVS_VM_SMM); }
+enum { TRAP_IN = 1, TRAP_VALID = 2, TRAP_STRING = 4, TRAP_REP = 8, TRAP_SIZE_SHIFT = 4, TRAP_PORT_SHIFT = 16 };
+
+/* Before the instruction (or iteration) changes registers; note_io_done follows when it is done. */
+static void note_io(struct kvs_vcpu *c, const struct kvs_insn *i, uint16_t port, uint32_t kind)
+{
+    c->io_trap = (struct io_trap){ .rip = insn_rip(c, i), .rcx = c->gpr[RCX], .rsi = c->gpr[RSI], .rdi = c->gpr[RDI] };
+    c->io_trap.retired = TRAP_VALID | kind | INSN_OSIZE(i) << TRAP_SIZE_SHIFT | (uint32_t)port << TRAP_PORT_SHIFT;
+}
+/* retires: the whole instruction is done, not an iteration of it. */
+static void note_io_done(OPARGS, bool retires)
+{
+    c->io_trap.info = (uint32_t)c->io_trap.retired;
+    c->io_trap.retired = vcpu_retired_at(c, i, budget) + retires;
+}
+
 OPX(in)
 {
     uint32_t size = INSN_OSIZE(i), v = 0;
@@ -30,6 +47,10 @@ OPX(in)
     if (st != ST_OK) return st;
     vcpu_sync_clock(c, i, budget);
     if ((st = iobus_port_read(c, port, &v, size)) != ST_OK) return st;
+    if (notes_io(c)) {
+        note_io(c, i, port, TRAP_IN);
+        note_io_done(c, i, budget, true);
+    }
     reg_set(c, RAX, size, v);
     return ST_OK;
 }
@@ -41,6 +62,10 @@ OPX(out)
     int st = port_check(c, port, size);
     if (st != ST_OK) return st;
     vcpu_sync_clock(c, i, budget);
+    if (notes_io(c)) {
+        note_io(c, i, port, 0);
+        note_io_done(c, i, budget, true);
+    }
     return iobus_port_write(c, port, (uint32_t)reg_get(c, RAX, size), size);
 }
 
@@ -85,8 +110,10 @@ static int string_io(OPARGS, bool input)
     if (rep && reg_get(c, RCX, asize) == 0) return ST_OK;
     vcpu_sync_clock(c, i, budget);
     for (;;) {
+        if (notes_io(c)) note_io(c, i, port, TRAP_STRING | (rep ? TRAP_REP : 0) | (input ? TRAP_IN : 0));
         st = input ? ins_one(c, i, port) : outs_one(c, i, port);
         if (st != ST_OK && st != ST_EXIT_DONE) return st;
+        if (notes_io(c)) note_io_done(c, i, budget, !rep || reg_get(c, RCX, asize) == 1);
         if (!rep) return st;
         uint64_t count = reg_get(c, RCX, asize) - 1;
         reg_set(c, RCX, asize, count);

@@ -81,12 +81,6 @@ static bool accept_vector(struct lapic *l, uint8_t vector, bool level)
     return true;
 }
 
-static void post_init(struct kvs_vcpu *c)
-{
-    atomic_store(&c->mp_state, KVS_MP_STATE_INIT_RECEIVED);
-    vcpu_request(c, REQ_EVENT);
-}
-
 /* SDM 3A "Local Vector Table". ExtINT is a state of LINT0, not an event: lapic_refresh. */
 void lapic_deliver_local(struct lapic *l, uint32_t lvt_register)
 {
@@ -98,7 +92,9 @@ void lapic_deliver_local(struct lapic *l, uint32_t lvt_register)
     else if (mode == DELIVER_NMI)
         vcpu_post_nmi(l->vcpu);
     else if (mode == DELIVER_INIT)
-        post_init(l->vcpu);
+        vcpu_post_init(l->vcpu);
+    else if (mode == DELIVER_SMI && vm_of(l)->config.flags & KVS_VM_SMM)
+        vcpu_post_smi(l->vcpu);
 }
 
 static bool lint0_is_level(const struct lapic *l)
@@ -130,19 +126,6 @@ void lapic_lint0_rise(struct lapic *l)
         vcpu_request(l->vcpu, REQ_EVENT);
 }
 
-/* SDM 3A "MP Initialization Protocol Algorithm": a start-up IPI counts only while waiting for one. */
-static int start_up(struct kvs_vcpu *c, uint8_t vector)
-{
-    uint32_t state = atomic_load(&c->mp_state);
-    if (state != KVS_MP_STATE_INIT_RECEIVED && state != KVS_MP_STATE_UNINITIALIZED)
-        return 0;
-    c->sipi_vector = vector;
-    if (!atomic_compare_exchange_strong(&c->mp_state, &state, KVS_MP_STATE_SIPI_RECEIVED))
-        return 0;
-    vcpu_request(c, REQ_EVENT);
-    return 1;
-}
-
 int lapic_deliver(struct lapic *l, const struct apic_message *m)
 {
     struct kvs_vcpu *c = l->vcpu;
@@ -159,7 +142,12 @@ int lapic_deliver(struct lapic *l, const struct apic_message *m)
         vcpu_post_nmi(c);
         return 1;
     case DELIVER_INIT:
-        post_init(c);
+        vcpu_post_init(c);
+        return 1;
+    case DELIVER_SMI:
+        if (!(c->vm->config.flags & KVS_VM_SMM))
+            return 0;
+        vcpu_post_smi(c);
         return 1;
     case DELIVER_EXTINT:
         pthread_mutex_lock(&l->lock);
@@ -167,9 +155,9 @@ int lapic_deliver(struct lapic *l, const struct apic_message *m)
         lapic_unlock(l);
         return 1;
     case DELIVER_SIPI:
-        return (atomic_load(&l->base) & BASE_BSP) ? 0 : start_up(c, m->vector);
+        return !(atomic_load(&l->base) & BASE_BSP) && vcpu_post_sipi(c, m->vector);
     }
-    return 0; /* SMI: there is no system-management mode */
+    return 0;
 }
 
 /* SDM 3A "Determining IPI Destination" */

@@ -72,7 +72,7 @@ static int translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
     int st = mmu_walk(c, la, access, k == &c->tlb_classes[TLB_USER], k == &c->tlb_classes[TLB_SUPER_AC], false, &t);
     if (UNLIKELY(st)) return st;
     p->gpa = t.gpa;
-    p->slot = memslot_find(c->vm, t.gpa);
+    p->slot = memslot_find(vcpu_slots(c), t.gpa);
     if (!p->slot) return device_access(c);
     p->host = p->slot->host + (t.gpa - p->slot->gpa);
     if (access != ACC_R && !(p->slot->flags & KVS_MEM_READONLY)) memslot_mark_dirty(p->slot, t.gpa, size);
@@ -159,7 +159,7 @@ void access_code_check(struct kvs_vcpu *c, const struct mem_part *part, uint32_t
     if (LIKELY(!code)) return;
     for (uint32_t n = 0; n < count; n++) {
         /* The check may wait for other vCPUs, and slots may change meanwhile. */
-        struct memslot *s = code >> n & 1 ? memslot_find(c->vm, part[n].gpa) : NULL;
+        struct memslot *s = code >> n & 1 ? memslot_find(vcpu_slots(c), part[n].gpa) : NULL;
         if (s) code_store_check(c, s, s->host + (part[n].gpa - s->gpa), part[n].size);
     }
     tlb_catch_up(c);
@@ -233,9 +233,8 @@ static int fetch_outside_memory(struct kvs_vcpu *c)
     return ST_EXIT;
 }
 
-static struct kvs_ram *ram_of_host(struct kvs_vm *vm, const uint8_t *host)
+static struct kvs_ram *ram_of_host(const struct memslots *m, const uint8_t *host)
 {
-    const struct memslots *m = atomic_load_explicit(&vm->slots, memory_order_acquire);
     for (uint32_t n = 0; m && n < m->count; n++)
         if ((uint64_t)((uintptr_t)host - (uintptr_t)m->slot[n].host) < m->slot[n].size) return m->slot[n].ram;
     return NULL;
@@ -245,13 +244,13 @@ const uint8_t *mmu_fetch(struct kvs_vcpu *c, uint64_t la, struct kvs_ram **ram, 
 {
     *st = ST_OK;
     const uint8_t *host = tlb_probe(c, TLB_X, la, 1);
-    if (host && (!ram || (*ram = ram_of_host(c->vm, host)))) return host;
+    if (host && (!ram || (*ram = ram_of_host(vcpu_slots(c), host)))) return host;
     struct translation t;
     *st = mmu_walk(c, la, ACC_X, c->tlb == &c->tlb_classes[TLB_USER], false, false, &t);
     if (*st) return NULL;
     uint64_t left;
     struct memslot *s;
-    host = gpa_to_host(c->vm, t.gpa, &left, &s);
+    host = gpa_to_host(vcpu_slots(c), t.gpa, &left, &s);
     if (!host) {
         *st = fetch_outside_memory(c);
         return NULL;

@@ -112,6 +112,5 @@ void code_invalidate(struct kvs_vm *vm, struct kvs_ram *ram, uint64_t ram_offset
 /* ---- guest memory for the host and for in-core devices (memslot.c). Any thread ---- */
 int32_t vm_mem_read(struct kvs_vm *vm, uint64_t gpa, void *data, uint64_t len);
 int32_t vm_mem_write(struct kvs_vm *vm, uint64_t gpa, const void *data, uint64_t len);
-int32_t vm_mem_written(struct kvs_vm *vm, uint64_t gpa, uint64_t len);
 
 #endif

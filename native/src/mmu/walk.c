@@ -29,12 +29,18 @@ struct walk {
 
 static inline bool nx_on(const struct kvs_vcpu *c) { return (c->efer & EFER_NX) && (c->cr4 & CR4_PAE); }
 
+/* AMD BKDG "SMM Overview": A20M# has no effect in system management mode */
+static inline uint64_t a20_mask(const struct kvs_vcpu *c)
+{
+    return atomic_load_explicit(&c->vm->a20_mask, memory_order_relaxed) | (c->in_smm ? BIT(20) : 0);
+}
+
 /* A table outside memory reads as not present, as under KVM. near: the slot of the table above, or NULL. */
 static ALWAYS_INLINE bool entry_read(struct kvs_vcpu *c, uint64_t gpa, bool wide, struct memslot *near, struct step *s)
 {
-    gpa &= atomic_load_explicit(&c->vm->a20_mask, memory_order_relaxed);
+    gpa &= a20_mask(c);
     if (!near || UNLIKELY(gpa - near->gpa >= near->size)) {
-        near = memslot_find(c->vm, gpa);
+        near = memslot_find(vcpu_slots(c), gpa);
         if (UNLIKELY(!near)) return false;
     }
     s->slot = near;
@@ -157,7 +163,7 @@ static bool update_accessed_dirty(struct kvs_vcpu *c, struct walk *w, bool write
 
 int mmu_walk(struct kvs_vcpu *c, uint64_t la, int access, bool user, bool ac, bool probe, struct translation *t)
 {
-    const uint64_t a20 = atomic_load_explicit(&c->vm->a20_mask, memory_order_relaxed);
+    const uint64_t a20 = a20_mask(c);
     const bool write = access == ACC_W || access == ACC_RW;
     if (!(c->cr0 & CR0_PG)) {
         *t = (struct translation){ .gpa = (uint32_t)la & a20, .writable = true, .page_bits = PAGE_SHIFT,

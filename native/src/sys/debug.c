@@ -1,10 +1,6 @@
 /* Debug registers, breakpoints and single-step. SDM 3B "Debug, Branch Profile, TSC" */
 #include "transfer.h"
 
-#define DR6_FIXED 0xffff0ff0ull
-#define DR6_WRITABLE 0xe00full
-#define DR7_FIXED 0x400ull
-#define DR7_WRITABLE 0xffff23ffull
 #define DR7_GD BIT(13)
 
 enum { BP_EXECUTE, BP_WRITE, BP_IO, BP_READ_WRITE };

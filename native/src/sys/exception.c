@@ -38,6 +38,12 @@ int raise_debug(struct kvs_vcpu *c, uint64_t dr6_bits)
     return raise_vector(c, EXC_DB);
 }
 
+int raise_shutdown(struct kvs_vcpu *c)
+{
+    c->triple_fault = true;
+    return raise_vector(c, EXC_DF);
+}
+
 /* SDM 3A "Interrupt 8-Double Fault Exception": benign, contributory, page fault, double fault */
 enum { BENIGN, CONTRIBUTORY, PAGE_FAULT, DOUBLE_FAULT };
 static int fault_class(uint8_t vector)

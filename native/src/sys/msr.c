@@ -5,8 +5,8 @@
 
 enum {
     MSR_TSC = 0x10, MSR_KVM_WALL_CLOCK = 0x11, MSR_KVM_SYSTEM_TIME = 0x12, MSR_PLATFORM_ID = 0x17,
-    MSR_APIC_BASE = 0x1b, MSR_EBL_CR_POWERON = 0x2a, MSR_FEAT_CTL = 0x3a, MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_BIOS_UPDT_TRIG = 0x79,
-    MSR_BIOS_SIGN_ID = 0x8b, MSR_MTRRCAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a, MSR_FLUSH_CMD = 0x10b, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
+    MSR_APIC_BASE = 0x1b, MSR_EBL_CR_POWERON = 0x2a, MSR_SMI_COUNT = 0x34, MSR_FEAT_CTL = 0x3a, MSR_TSC_ADJUST = 0x3b, MSR_SPEC_CTRL = 0x48, MSR_PRED_CMD = 0x49, MSR_BIOS_UPDT_TRIG = 0x79,
+    MSR_BIOS_SIGN_ID = 0x8b, MSR_SMBASE = 0x9e, MSR_MTRRCAP = 0xfe, MSR_ARCH_CAPABILITIES = 0x10a, MSR_FLUSH_CMD = 0x10b, MSR_SYSENTER_CS = 0x174, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
     MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_MCG_CTL = 0x17b, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9,
     MSR_LASTBRANCH_FROM = 0x1db, MSR_LASTINT_TO = 0x1de, MSR_MTRR_VAR0 = 0x200, MSR_MTRR_FIX64K = 0x250,
     MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF_TYPE = 0x2ff,
@@ -106,6 +106,7 @@ static uint64_t *msr_storage(struct kvs_vcpu *c, uint32_t msr)
     case MSR_KVM_STEAL_TIME: return &c->msr_kvm_steal_time;
     case MSR_KVM_PV_EOI: return &c->msr_kvm_pv_eoi;
     case MSR_TSC_ADJUST: return &c->msr_tsc_adjust;
+    case MSR_SMI_COUNT: return &c->msr_smi_count;
     default: break;
     }
     if (is_mtrr_var(msr)) return &c->msr_mtrr_var[msr - MSR_MTRR_VAR0];
@@ -146,6 +147,8 @@ static bool msr_offered(const struct kvs_vcpu *c, uint32_t msr)
     case MSR_ARCH_CAPABILITIES: return has_feature(c, FEAT_ARCHCAP);
     case MSR_FEAT_CTL: return !cpuid_is_amd(c);
     case MSR_HWCR: return cpuid_is_amd(c);
+    case MSR_SMI_COUNT: return c->vm->config.flags & KVS_VM_SMM;
+    case MSR_SMBASE: return false; /* SDM 4: guests read it in VMX only */
     case MSR_XSS: return has_feature(c, FEAT_XSAVES);
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_SYSTEM_TIME:
         cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
@@ -193,6 +196,7 @@ int msr_read(struct kvs_vcpu *c, uint32_t msr, uint64_t *value, bool host)
     case MSR_ARCH_CAPABILITIES: *value = ARCH_CAPABILITIES; return 0;
     case MSR_FEAT_CTL: *value = 1; return 0; /* locked, and nothing in it enabled */
     case MSR_EFER: *value = c->efer; return 0;
+    case MSR_SMBASE: *value = c->smbase; return 0;
     case MSR_FS_BASE: *value = c->seg[SEG_FS].base; return 0;
     case MSR_GS_BASE: *value = c->seg[SEG_GS].base; return 0;
     case MSR_PLATFORM_ID: case MSR_EBL_CR_POWERON: case MSR_XSS: return 0;
@@ -227,6 +231,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
     case MSR_MISC_ENABLE: return !(v & ~MISC_ENABLE_BITS);
     case MSR_DEBUGCTL: return !(v & ~3ull); /* LBR and BTF */
     case MSR_BIOS_SIGN_ID: return host || v == 0;
+    case MSR_SMI_COUNT: return host;
     case MSR_KVM_POLL_CONTROL: return v <= 1;
     case MSR_KVM_STEAL_TIME: return !(v & STEAL_RESERVED);
     default: break;
@@ -333,6 +338,10 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
             return 0;
         }
         return write_efer(c, v) == ST_OK ? 0 : -1;
+    case MSR_SMBASE:
+        if (v >> 32) return -1;
+        c->smbase = (uint32_t)v;
+        return 0;
     case MSR_FS_BASE: return set_segment_base(c, SEG_FS, v);
     case MSR_GS_BASE: return set_segment_base(c, SEG_GS, v);
     /* Nothing is predicted or cached that a guest could find: the commands have nothing to do. */
@@ -349,7 +358,7 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
 }
 
 static const uint32_t state_msrs[] = {
-    MSR_TSC, MSR_APIC_BASE, MSR_TSC_ADJUST, MSR_BIOS_SIGN_ID, MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
+    MSR_TSC, MSR_APIC_BASE, MSR_TSC_ADJUST, MSR_SMI_COUNT, MSR_SMBASE, MSR_BIOS_SIGN_ID, MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
     MSR_MCG_STATUS, MSR_MCG_CTL, MSR_SPEC_CTRL, MSR_HWCR, MSR_MISC_ENABLE, MSR_DEBUGCTL, MSR_PAT, MSR_MTRR_DEF_TYPE, MSR_MTRR_FIX64K, MSR_MTRR_FIX16K,
     MSR_MTRR_FIX16K + 1, MSR_MTRR_FIX4K, MSR_MTRR_FIX4K + 1, MSR_MTRR_FIX4K + 2, MSR_MTRR_FIX4K + 3,
     MSR_MTRR_FIX4K + 4, MSR_MTRR_FIX4K + 5, MSR_MTRR_FIX4K + 6, MSR_MTRR_FIX4K + 7, MSR_EFER, MSR_STAR, MSR_LSTAR,

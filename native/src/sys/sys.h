@@ -19,6 +19,15 @@ int interrupt_enter(struct kvs_vcpu *c, uint8_t vector, int kind, bool has_error
 /* #DB with the given DR6 bits (raise_vector(c, EXC_DB) takes and clears c->pending_dbg). ST_FAULT. */
 int raise_debug(struct kvs_vcpu *c, uint64_t dr6_bits);
 
+/* The processor goes into shutdown: KVS_EXIT_SHUTDOWN. ST_FAULT. */
+int raise_shutdown(struct kvs_vcpu *c);
+
+/* ---- system management mode (smm.c) ---- */
+/* An SMI is taken at c->rip. halted: it was in HLT, and RSM may go back there. */
+void smm_enter(struct kvs_vcpu *c, bool halted);
+int smm_resume(struct kvs_vcpu *c);             /* RSM: ST_LOOKUP or ST_FAULT */
+void smm_set(struct kvs_vcpu *c, bool in_smm);  /* the host loads a state */
+
 /* ---- segments (segment.c, far.c) ---- */
 struct descriptor { uint64_t base; uint32_t limit; uint32_t attr; uint64_t la; uint32_t lo, hi; };
 /* Reads a descriptor by selector. 0, ST_FAULT, or -1: outside its table (the caller chooses the fault). */

@@ -4,6 +4,10 @@
 
 #include "sys.h"
 
+#define DR6_FIXED 0xffff0ff0ull
+#define DR6_WRITABLE 0xe00full
+#define DR7_FIXED 0x400ull
+#define DR7_WRITABLE 0xffff23ffull
 #define DR6_BD BIT(13)
 #define DR6_BS BIT(14)
 #define DR6_BT BIT(15)

@@ -56,14 +56,14 @@ internal static unsafe partial class NativeMethods
     [LibraryImport(Library, EntryPoint = "kvs_memslot_set")]
     internal static partial int MemslotSet(VmHandle vm, KvsUserspaceMemoryRegion* region, RamHandle ram, ulong ramOffset);
 
-    [LibraryImport(Library, EntryPoint = "kvs_mem_read")]
-    internal static partial int MemRead(VmHandle vm, ulong gpa, void* data, ulong length);
+    [LibraryImport(Library, EntryPoint = "kvs_space_read")]
+    internal static partial int SpaceRead(VmHandle vm, uint space, ulong gpa, void* data, ulong length);
 
-    [LibraryImport(Library, EntryPoint = "kvs_mem_write")]
-    internal static partial int MemWrite(VmHandle vm, ulong gpa, void* data, ulong length);
+    [LibraryImport(Library, EntryPoint = "kvs_space_write")]
+    internal static partial int SpaceWrite(VmHandle vm, uint space, ulong gpa, void* data, ulong length);
 
-    [LibraryImport(Library, EntryPoint = "kvs_mem_written")]
-    internal static partial int MemWritten(VmHandle vm, ulong gpa, ulong length);
+    [LibraryImport(Library, EntryPoint = "kvs_space_written")]
+    internal static partial int SpaceWritten(VmHandle vm, uint space, ulong gpa, ulong length);
 
     [LibraryImport(Library, EntryPoint = "kvs_get_dirty_log")]
     internal static partial int GetDirtyLog(VmHandle vm, uint slot, ulong* bitmap, ulong words);
@@ -243,6 +243,9 @@ internal static unsafe partial class NativeMethods
 
     [LibraryImport(Library, EntryPoint = "kvs_vcpu_nmi")]
     internal static partial int VcpuNmi(VcpuHandle vcpu);
+
+    [LibraryImport(Library, EntryPoint = "kvs_vcpu_smi")]
+    internal static partial int VcpuSmi(VcpuHandle vcpu);
 
     [LibraryImport(Library, EntryPoint = "kvs_vcpu_get_stats")]
     internal static partial int VcpuGetStats(VcpuHandle vcpu, KvsVcpuStats* stats);

@@ -185,7 +185,8 @@ internal unsafe struct KvsTranslation
 internal unsafe struct KvsCoreState
 {
     public ulong Retired, Flags;
-    public fixed ulong Reserved[6];
+    public ulong IoTrapInfo, IoTrapRip, IoTrapRcx, IoTrapRsi, IoTrapRdi;
+    public fixed ulong Reserved[5];
 }
 
 [StructLayout(LayoutKind.Sequential)]
@@ -280,7 +281,8 @@ internal struct KvsUserspaceMemoryRegion
 [StructLayout(LayoutKind.Sequential)]
 internal struct KvsVmConfig
 {
-    public uint Size, ClockMode, TscKhz, Reserved;
+    public const uint SystemManagementMode = 1;
+    public uint Size, ClockMode, TscKhz, Flags;
 }
 
 [StructLayout(LayoutKind.Sequential)]

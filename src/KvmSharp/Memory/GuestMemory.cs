@@ -17,13 +17,17 @@ public sealed unsafe class GuestMemory
     /// <summary>One more than the highest guest-physical address that a slot may hold.</summary>
     public const ulong MaxSize = 1UL << 46;
 
+    private const int SpaceShift = 16; // the address space in a slot id of the core
+
     private readonly VmHandle _vm;
+    private readonly uint _space;
     private readonly Lock _lock = new();
     private MemorySlot[] _slots = []; // sorted by address; replaced as a whole, never changed
 
-    internal GuestMemory(VmHandle vm)
+    internal GuestMemory(VmHandle vm, uint space = 0)
     {
         _vm = vm;
+        _space = space;
     }
 
     /// <summary>The slots by ascending address.</summary>
@@ -136,7 +140,7 @@ public sealed unsafe class GuestMemory
     {
         fixed (byte* p = data)
         {
-            var result = NativeMethods.MemRead(_vm, address.Value, p, (ulong)data.Length);
+            var result = NativeMethods.SpaceRead(_vm, _space, address.Value, p, (ulong)data.Length);
             ThrowIfFailed(result, address, (ulong)data.Length, "read");
         }
     }
@@ -149,7 +153,7 @@ public sealed unsafe class GuestMemory
     {
         fixed (byte* p = data)
         {
-            var result = NativeMethods.MemWrite(_vm, address.Value, p, (ulong)data.Length);
+            var result = NativeMethods.SpaceWrite(_vm, _space, address.Value, p, (ulong)data.Length);
             ThrowIfFailed(result, address, (ulong)data.Length, "write");
         }
     }
@@ -162,7 +166,7 @@ public sealed unsafe class GuestMemory
     {
         fixed (byte* p = data)
         {
-            return NativeMethods.MemRead(_vm, address.Value, p, (ulong)data.Length) >= 0;
+            return NativeMethods.SpaceRead(_vm, _space, address.Value, p, (ulong)data.Length) >= 0;
         }
     }
 
@@ -174,7 +178,7 @@ public sealed unsafe class GuestMemory
     {
         fixed (byte* p = data)
         {
-            return NativeMethods.MemWrite(_vm, address.Value, p, (ulong)data.Length) >= 0;
+            return NativeMethods.SpaceWrite(_vm, _space, address.Value, p, (ulong)data.Length) >= 0;
         }
     }
 
@@ -235,7 +239,7 @@ public sealed unsafe class GuestMemory
         {
             throw Fault(KvmSharpErrorCode.ReadOnly, address, (ulong)length, "write");
         }
-        return new GuestMemoryWriteScope(_vm, slot, address, length);
+        return new GuestMemoryWriteScope(_vm, _space, slot, address, length);
     }
 
     /// <summary>As <see cref="BeginWrite"/>; a range that one writable slot does not back gives an empty scope.</summary>
@@ -243,7 +247,7 @@ public sealed unsafe class GuestMemory
     {
         var slot = FindSlot(address, (ulong)length);
         found = slot is not null && (slot.Flags & MemorySlotFlags.ReadOnly) == 0;
-        return found ? new GuestMemoryWriteScope(_vm, slot!, address, length) : default;
+        return found ? new GuestMemoryWriteScope(_vm, _space, slot!, address, length) : default;
     }
 
     /// <summary>
@@ -267,7 +271,7 @@ public sealed unsafe class GuestMemory
             {
                 slot.Ram.DangerousAddRef(ref added);
                 MemoryMethods.Release(slot.HostAddress + (start - slot.Address.Value), end - start);
-                _ = NativeMethods.MemWritten(_vm, start, end - start);
+                _ = NativeMethods.SpaceWritten(_vm, _space, start, end - start);
             }
             finally
             {
@@ -280,7 +284,7 @@ public sealed unsafe class GuestMemory
     }
 
     /// <summary>Makes known what a device has written into memory of its own that is mapped there.</summary>
-    internal void MarkWritten(GuestAddress address, ulong length) => _ = NativeMethods.MemWritten(_vm, address.Value, length);
+    internal void MarkWritten(GuestAddress address, ulong length) => _ = NativeMethods.SpaceWritten(_vm, _space, address.Value, length);
 
     /// <summary>Whether memory backs every byte of a range. The range may span adjacent slots.</summary>
     /// <param name="address">The first address.</param>
@@ -318,7 +322,7 @@ public sealed unsafe class GuestMemory
         var bitmap = new ulong[(slot.Size / PageSize + 63) / 64];
         fixed (ulong* p = bitmap)
         {
-            NativeMethods.GetDirtyLog(_vm, slot.Id, p, (ulong)bitmap.Length).ThrowIfFailed("read the dirty log");
+            NativeMethods.GetDirtyLog(_vm, slot.Id | _space << SpaceShift, p, (ulong)bitmap.Length).ThrowIfFailed("read the dirty log");
         }
         return bitmap;
     }
@@ -341,7 +345,7 @@ public sealed unsafe class GuestMemory
     {
         var region = new KvsUserspaceMemoryRegion
         {
-            Slot = slot.Id,
+            Slot = slot.Id | _space << SpaceShift,
             Flags = (uint)slot.Flags,
             GuestPhysAddr = slot.Address.Value,
             MemorySize = size,

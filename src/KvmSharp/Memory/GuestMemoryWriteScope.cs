@@ -9,15 +9,17 @@ namespace KvmSharp;
 public unsafe ref struct GuestMemoryWriteScope
 {
     private readonly VmHandle _vm;
+    private readonly uint _space;
     private readonly GuestAddress _address;
     private RamHandle? _ram;
 
-    internal GuestMemoryWriteScope(VmHandle vm, MemorySlot slot, GuestAddress address, int length)
+    internal GuestMemoryWriteScope(VmHandle vm, uint space, MemorySlot slot, GuestAddress address, int length)
     {
         var added = false;
         slot.Ram.DangerousAddRef(ref added);
         _ram = slot.Ram;
         _vm = vm;
+        _space = space;
         _address = address;
         Data = new Span<byte>(slot.HostAddress + (address.Value - slot.Address.Value), length);
     }
@@ -32,7 +34,7 @@ public unsafe ref struct GuestMemoryWriteScope
         {
             _ram = null;
             // A slot that went away meanwhile needs neither dirty bits nor code marks.
-            _ = NativeMethods.MemWritten(_vm, _address.Value, (ulong)Data.Length);
+            _ = NativeMethods.SpaceWritten(_vm, _space, _address.Value, (ulong)Data.Length);
             Data = default;
             ram.DangerousRelease();
         }

@@ -225,6 +225,10 @@ public sealed unsafe partial class Vcpu
     /// <summary>Sends a non-maskable interrupt. Callable from any thread.</summary>
     public void InjectNmi() => NativeMethods.VcpuNmi(_handle).ThrowIfFailed("send an NMI");
 
+    /// <summary>Sends a system management interrupt. Callable from any thread.</summary>
+    /// <exception cref="KvmSharpException">The machine has no <see cref="VirtualMachineOptions.SystemManagementMode"/>.</exception>
+    public void InjectSmi() => NativeMethods.VcpuSmi(_handle).ThrowIfFailed("send a system management interrupt");
+
     /// <summary>Counters since creation. Callable from any thread; values may be a moment old.</summary>
     public VcpuStatistics GetStatistics()
     {
