@@ -133,6 +133,7 @@ void vcpu_reset(struct kvs_vcpu *c)
     c->msr_smi_count = 0;
     c->xcr0 = 1;
     c->pkru = 0;
+    c->msr_pkrs = 0;
     c->budget = 0;
     c->retired_end = 0;
     c->insn_limit = UINT64_MAX;

@@ -184,6 +184,7 @@ struct kvs_vcpu {
     uint64_t msr_smi_count;
     int64_t tsc_offset;      /* guest TSC = clock_tsc(vm) + tsc_offset */
     uint64_t xcr0;
+    uint64_t msr_pkrs;
     uint32_t pkru;
     struct fpu fpu;
     /* ---- events ---- */

@@ -290,6 +290,15 @@ static void be_keyed(uint8_t cpl, uint32_t pkru, uint64_t cr0_wp)
     c->gpr[RDI] = PAGE;
 }
 
+/* The same as a supervisor page, with IA32_PKRS. */
+static void be_supervisor_keyed(uint64_t pkrs, uint64_t cr0_wp)
+{
+    be_keyed(0, 3u << 10, cr0_wp);
+    st64(ram + PD + 8, PAGE | 0xe3 | 5ull << 59);
+    put_cr4(c->cr4 | CR4_PKS);
+    CHECK_EQ(msr_write(c, 0x6e1, pkrs, false), 0);
+}
+
 static void test_keys(void)
 {
     const uint32_t ad = 1u << 10, wd = 2u << 10;
@@ -375,6 +384,46 @@ static void test_keys(void)
     put_cr4(c->cr4 & ~(uint64_t)CR4_PKE);
     RUN("\x48\x89\x07");
     CHECK(c->rip == CODE + 3 && c->pkru == (ad | wd));
+
+    /* Keys of supervisor pages: IA32_PKRS. */
+    for (int wp = 0; wp < 2; wp++) {
+        for (uint32_t rights = 0; rights < 4; rights++) {
+            bool no_read = rights & 1, no_write = no_read || (rights & 2 && wp);
+            be_supervisor_keyed(rights << 10, wp ? CR0_WP : 0);
+            if (no_read) FAULTS("\x48\x8b\x07", EXC_PF, PF_P | PF_PK);
+            else RUN("\x48\x8b\x07");
+            if (!no_read) CHECK_EQ(c->rip, CODE + 3);
+            be_supervisor_keyed(rights << 10, wp ? CR0_WP : 0);
+            if (no_write) FAULTS("\x48\x89\x07", EXC_PF, PF_P | PF_W | PF_PK);
+            else RUN("\x48\x89\x07");
+            if (!no_write) CHECK_EQ(c->rip, CODE + 3);
+            memset(ram + PAGE, 0x90, 8);
+            CHECK_EQ(run_at(PAGE, 1), KVS_EXIT_INSN_LIMIT);
+        }
+    }
+    /* WRMSR takes effect at once; neither register is about the other's pages. */
+    be_supervisor_keyed(0, CR0_WP);
+    RUN("\x48\x8b\x07");
+    c->gpr[RCX] = 0x6e1;
+    c->gpr[RDX] = 0;
+    c->gpr[RAX] = ad;
+    RUN("\x0f\x30");
+    FAULTS("\x48\x8b\x07", EXC_PF, PF_P | PF_PK);
+    be_keyed(0, 0, CR0_WP);
+    put_cr4(c->cr4 | CR4_PKS);
+    CHECK_EQ(msr_write(c, 0x6e1, ad, false), 0);
+    RUN("\x48\x8b\x07");
+    CHECK_EQ(c->rip, CODE + 3);
+    be_supervisor_keyed(ad, CR0_WP);
+    put_cr4(c->cr4 & ~(uint64_t)CR4_PKS);
+    RUN("\x48\x8b\x07");
+    CHECK(c->rip == CODE + 3 && c->msr_pkrs == ad);
+    CHECK_EQ(msr_write(c, 0x6e1, 1ull << 32, false), -1);
+    hide(7, 0, 1u << 31, 0);
+    be_long(0);
+    CHECK(is_gp(write_cr4(c, c->cr4 | CR4_PKS)));
+    CHECK_EQ(msr_write(c, 0x6e1, 0, false), -1);
+    offer_all();
 
     /* XSAVE and its relatives. */
     static const struct { const char *save, *load; uint32_t at; } forms[] = {

@@ -147,7 +147,7 @@ static void test_control_registers(void)
     CHECK_EQ(write_cr0(c, CR0_PE | CR0_EM | BIT(7)), 0);
     CHECK_EQ(c->cr0, CR0_PE | CR0_EM | CR0_ET);
     CHECK(c->mode & MODE_X87_NM && c->mode & MODE_SSE_UD);
-    CHECK(cr4_refuses(CR4_PCIDE) && cr4_refuses(CR4_VME) && cr4_refuses(BIT(40)) && cr4_refuses(BIT(24)));
+    CHECK(cr4_refuses(CR4_PCIDE) && cr4_refuses(CR4_VME) && cr4_refuses(BIT(40)) && cr4_refuses(BIT(23)));
     CHECK_EQ(write_cr3(c, 0xffffffff00001fffull), 0);
     CHECK_EQ(c->cr3, 0x1fff);
 

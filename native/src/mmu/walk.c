@@ -24,7 +24,7 @@ struct walk {
     uint64_t base;   /* physical address of the page */
     uint64_t rights; /* AND of all entries: PTE_W and PTE_U count */
     bool nx;
-    uint8_t key;     /* protection key: KEY_AD and KEY_WD as PKRU has them for this page, 0 outside IA-32e paging */
+    uint8_t key;     /* protection key: KEY_AD and KEY_WD as PKRU or PKRS has them for this page, 0 outside IA-32e paging */
 };
 
 static inline bool nx_on(const struct kvs_vcpu *c) { return (c->efer & EFER_NX) && (c->cr4 & CR4_PAE); }
@@ -62,6 +62,13 @@ static ALWAYS_INLINE uint64_t reserved_bits(const struct kvs_vcpu *c, bool wide,
     return r;
 }
 
+/* SDM 3A "Protection Keys": PKRU is for user-mode addresses, IA32_PKRS for supervisor-mode ones */
+static uint8_t key_rights(const struct kvs_vcpu *c, uint32_t key, bool user_page)
+{
+    if (!(c->cr4 & (user_page ? CR4_PKE : CR4_PKS))) return 0;
+    return (user_page ? c->pkru : (uint32_t)c->msr_pkrs) >> key * 2 & 3;
+}
+
 /* 0, or the P and RSVD bits of the error code plus WALK_FAULT: the walk found no page. */
 #define WALK_FAULT 0x80000000u
 static ALWAYS_INLINE uint32_t walk_levels(struct kvs_vcpu *c, uint64_t la, uint64_t table, uint32_t top,
@@ -85,7 +92,7 @@ static ALWAYS_INLINE uint32_t walk_levels(struct kvs_vcpu *c, uint64_t la, uint6
         if (leaf) {
             w->rights = rights;
             w->nx = wide && any >> 63;
-            w->key = is_long && UNLIKELY(c->cr4 & CR4_PKE) ? c->pkru >> (e >> PTE_KEY_SHIFT & 15) * 2 & 3 : 0;
+            w->key = is_long && UNLIKELY(c->cr4 & (CR4_PKE | CR4_PKS)) ? key_rights(c, e >> PTE_KEY_SHIFT & 15, rights & PTE_U) : 0;
             w->page_bits = shift;
             if (wide) w->base = e & PHYS_MASK & ~(BIT(shift) - 1);
             else if (level == 1) w->base = e & 0xfffff000u;
@@ -106,10 +113,10 @@ static uint32_t walk_tables(struct kvs_vcpu *c, uint64_t la, struct walk *w)
     return walk_levels(c, la, pdpte & PHYS_MASK & ~(uint64_t)PAGE_MASK, 2, true, false, w);
 }
 
-/* SDM 3A "Protection Keys": data accesses to user-mode addresses, whoever makes them */
+/* SDM 3A "Protection Keys": data accesses, whoever makes them */
 static inline bool key_denies(const struct kvs_vcpu *c, const struct walk *w, int access, bool user)
 {
-    if (LIKELY(!w->key) || access == ACC_X || !(w->rights & PTE_U)) return false;
+    if (LIKELY(!w->key) || access == ACC_X) return false;
     return (w->key & KEY_AD) || (access != ACC_R && (user || (c->cr0 & CR0_WP)));
 }
 

@@ -1,7 +1,7 @@
 /* Control registers and EFER. SDM 3A "Control Registers", "Extended Feature Enable Register" */
 #include "transfer.h"
 
-#define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_LA57 | CR4_LAM_SUP)
+#define CR4_PAGING (CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE | CR4_LA57 | CR4_LAM_SUP | CR4_PKS)
 
 static void flush_translations(struct kvs_vcpu *c)
 {
@@ -89,7 +89,7 @@ uint64_t cr4_allowed(const struct kvs_vcpu *c)
         { CR4_PAE, FEAT_PAE }, { CR4_MCE, FEAT_MCE }, { CR4_PGE, FEAT_PGE }, { CR4_OSFXSR, FEAT_FXSR },
         { CR4_OSXMMEXCPT, FEAT_SSE }, { CR4_UMIP, FEAT_UMIP }, { CR4_FSGSBASE, FEAT_FSGSBASE },
         { CR4_PCIDE, FEAT_PCID }, { CR4_OSXSAVE, FEAT_XSAVE }, { CR4_SMEP, FEAT_SMEP }, { CR4_SMAP, FEAT_SMAP },
-        { CR4_PKE, FEAT_PKU }, { CR4_LA57, FEAT_LA57 }, { CR4_LAM_SUP, FEAT_LAM },
+        { CR4_PKE, FEAT_PKU }, { CR4_LA57, FEAT_LA57 }, { CR4_LAM_SUP, FEAT_LAM }, { CR4_PKS, FEAT_PKS },
     };
     uint64_t allowed = CR4_PCE;
     for (uint32_t k = 0; k < ARRAY_SIZE(by_feature); k++)

@@ -20,8 +20,8 @@ enum { EAX_, EBX_, ECX_, EDX_ };
  * CLFLUSHOPT, CLWB, SHA */
 #define EBX_7 (BIT(0) | BIT(1) | BIT(3) | BIT(5) | BIT(7) | BIT(8) | BIT(9) | BIT(10) | BIT(18) | BIT(19) | BIT(20) | BIT(23) | \
                BIT(24) | BIT(29))
-/* UMIP, PKU, GFNI, VAES, VPCLMULQDQ, LA57, RDPID */
-#define ECX_7 (BIT(2) | BIT(3) | BIT(8) | BIT(9) | BIT(10) | BIT(16) | BIT(22))
+/* UMIP, PKU, GFNI, VAES, VPCLMULQDQ, LA57, RDPID, PKS */
+#define ECX_7 (BIT(2) | BIT(3) | BIT(8) | BIT(9) | BIT(10) | BIT(16) | BIT(22) | BIT(31))
 #define EDX_7 (BIT(26) | BIT(27) | BIT(28) | BIT(29) | BIT(31)) /* IBRS and IBPB, STIBP, FLUSH_CMD, ARCH_CAPABILITIES, SSBD */
 #define EAX_7_1 BIT(26) /* LAM */
 #define EBX_80000008 (BIT(12) | BIT(14) | BIT(15) | BIT(24) | BIT(26)) /* IBPB, IBRS, STIBP, SSBD, no need for it */
@@ -85,7 +85,7 @@ static const struct { uint8_t feature; uint32_t leaf; uint8_t reg, bit; } featur
     { FEAT_INVPCID, 7, EBX_, 10 }, { FEAT_RDSEED, 7, EBX_, 18 }, { FEAT_ADX, 7, EBX_, 19 }, { FEAT_SMAP, 7, EBX_, 20 },
     { FEAT_CLFLUSHOPT, 7, EBX_, 23 }, { FEAT_SHA, 7, EBX_, 29 }, { FEAT_UMIP, 7, ECX_, 2 }, { FEAT_AVX2, 7, EBX_, 5 },
     { FEAT_CLWB, 7, EBX_, 24 }, { FEAT_GFNI, 7, ECX_, 8 }, { FEAT_VAES, 7, ECX_, 9 }, { FEAT_VPCLMUL, 7, ECX_, 10 },
-    { FEAT_RDPID, 7, ECX_, 22 }, { FEAT_PKU, 7, ECX_, 3 }, { FEAT_LA57, 7, ECX_, 16 }, { FEAT_TSCADJUST, 7, EBX_, 1 },
+    { FEAT_RDPID, 7, ECX_, 22 }, { FEAT_PKU, 7, ECX_, 3 }, { FEAT_LA57, 7, ECX_, 16 }, { FEAT_PKS, 7, ECX_, 31 }, { FEAT_TSCADJUST, 7, EBX_, 1 },
     { FEAT_SPECCTRL, 7, EDX_, 26 }, { FEAT_STIBP, 7, EDX_, 27 }, { FEAT_FLUSHL1D, 7, EDX_, 28 }, { FEAT_ARCHCAP, 7, EDX_, 29 },
     { FEAT_SSBD, 7, EDX_, 31 }, { FEAT_LAM, 7, EAX_, 26 },
     { FEAT_IBPB, 0x80000008, EBX_, 12 }, { FEAT_AMDIBRS, 0x80000008, EBX_, 14 }, { FEAT_AMDSTIBP, 0x80000008, EBX_, 15 },

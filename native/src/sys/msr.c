@@ -10,7 +10,7 @@ enum {
     MSR_MCG_CAP = 0x179, MSR_MCG_STATUS = 0x17a, MSR_MCG_CTL = 0x17b, MSR_MISC_ENABLE = 0x1a0, MSR_DEBUGCTL = 0x1d9,
     MSR_LASTBRANCH_FROM = 0x1db, MSR_LASTINT_TO = 0x1de, MSR_MTRR_VAR0 = 0x200, MSR_MTRR_FIX64K = 0x250,
     MSR_MTRR_FIX16K = 0x258, MSR_MTRR_FIX4K = 0x268, MSR_PAT = 0x277, MSR_MTRR_DEF_TYPE = 0x2ff,
-    MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff, MSR_XSS = 0xda0,
+    MSR_MC0_CTL = 0x400, MSR_TSC_DEADLINE = 0x6e0, MSR_PKRS = 0x6e1, MSR_X2APIC_FIRST = 0x800, MSR_X2APIC_LAST = 0x8ff, MSR_XSS = 0xda0,
     MSR_KVM_WALL_CLOCK_NEW = 0x4b564d00, MSR_KVM_SYSTEM_TIME_NEW = 0x4b564d01, MSR_KVM_STEAL_TIME = 0x4b564d03,
     MSR_KVM_PV_EOI = 0x4b564d04, MSR_KVM_POLL_CONTROL = 0x4b564d05,
 };
@@ -99,6 +99,7 @@ static uint64_t *msr_storage(struct kvs_vcpu *c, uint32_t msr)
     case MSR_SPEC_CTRL: return &c->msr_spec_ctrl;
     case MSR_HWCR: return &c->msr_hwcr;
     case MSR_DEBUGCTL: return &c->msr_debugctl;
+    case MSR_PKRS: return &c->msr_pkrs;
     case MSR_BIOS_SIGN_ID: return &c->msr_microcode;
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_WALL_CLOCK_NEW: return &c->msr_kvm_wall_clock;
     case MSR_KVM_SYSTEM_TIME: case MSR_KVM_SYSTEM_TIME_NEW: return &c->msr_kvm_system_time;
@@ -150,6 +151,7 @@ static bool msr_offered(const struct kvs_vcpu *c, uint32_t msr)
     case MSR_SMI_COUNT: return c->vm->config.flags & KVS_VM_SMM;
     case MSR_SMBASE: return false; /* SDM 4: guests read it in VMX only */
     case MSR_XSS: return has_feature(c, FEAT_XSAVES);
+    case MSR_PKRS: return has_feature(c, FEAT_PKS);
     case MSR_KVM_WALL_CLOCK: case MSR_KVM_SYSTEM_TIME:
         cpuid_lookup((struct kvs_vcpu *)c, 0x40000001, 0, out);
         return out[0] & 1;
@@ -219,7 +221,7 @@ static bool msr_value_valid(const struct kvs_vcpu *c, uint32_t msr, uint64_t v, 
     switch (msr) {
     case MSR_SYSENTER_ESP: case MSR_SYSENTER_EIP: case MSR_LSTAR: case MSR_CSTAR: case MSR_KERNEL_GS_BASE:
         return is_canonical_widest(c, v);
-    case MSR_SYSENTER_CS: case MSR_SFMASK: return v >> 32 == 0;
+    case MSR_SYSENTER_CS: case MSR_SFMASK: case MSR_PKRS: return v >> 32 == 0;
     case MSR_TSC_AUX: return v >> 32 == 0 || cpuid_is_amd(c);
     case MSR_PAT: return memory_types_valid(v, true);
     /* SDM 3A "IA32_MTRR_DEF_TYPE MSR": type, fixed-range enable, enable */
@@ -287,6 +289,10 @@ static int storage_write(struct kvs_vcpu *c, uint32_t msr, uint64_t *storage, ui
         if (host) *storage = v;
         return 0;
     case MSR_TSC_AUX: *storage = (uint32_t)v; return 0;
+    case MSR_PKRS:
+        *storage = v;
+        if (c->cr4 & CR4_PKS) tlb_flush_data(c);
+        return 0;
     case MSR_HWCR: *storage = v & HWCR_KEPT; return 0;
     case MSR_MISC_ENABLE:
         if (!host) v = (v & ~MISC_ENABLE_FIXED) | (*storage & MISC_ENABLE_FIXED);
@@ -359,7 +365,7 @@ int msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t v, bool host)
 
 static const uint32_t state_msrs[] = {
     MSR_TSC, MSR_APIC_BASE, MSR_TSC_ADJUST, MSR_SMI_COUNT, MSR_SMBASE, MSR_BIOS_SIGN_ID, MSR_SYSENTER_CS, MSR_SYSENTER_ESP, MSR_SYSENTER_EIP,
-    MSR_MCG_STATUS, MSR_MCG_CTL, MSR_SPEC_CTRL, MSR_HWCR, MSR_MISC_ENABLE, MSR_DEBUGCTL, MSR_PAT, MSR_MTRR_DEF_TYPE, MSR_MTRR_FIX64K, MSR_MTRR_FIX16K,
+    MSR_MCG_STATUS, MSR_MCG_CTL, MSR_SPEC_CTRL, MSR_HWCR, MSR_MISC_ENABLE, MSR_DEBUGCTL, MSR_PKRS, MSR_PAT, MSR_MTRR_DEF_TYPE, MSR_MTRR_FIX64K, MSR_MTRR_FIX16K,
     MSR_MTRR_FIX16K + 1, MSR_MTRR_FIX4K, MSR_MTRR_FIX4K + 1, MSR_MTRR_FIX4K + 2, MSR_MTRR_FIX4K + 3,
     MSR_MTRR_FIX4K + 4, MSR_MTRR_FIX4K + 5, MSR_MTRR_FIX4K + 6, MSR_MTRR_FIX4K + 7, MSR_EFER, MSR_STAR, MSR_LSTAR,
     MSR_CSTAR, MSR_SFMASK, MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_TSC_AUX, MSR_KVM_POLL_CONTROL,

@@ -112,7 +112,7 @@ internal sealed record CpuFeature(string Name, uint Leaf, uint Subleaf, CpuidReg
             (0, "fsgsbase"), (1, "tsc-adjust"), (3, "bmi1"), (5, "avx2"), (7, "smep"), (8, "bmi2"), (9, "erms"), (10, "invpcid"),
             (16, "avx512f"), (17, "avx512dq"), (18, "rdseed"), (19, "adx"), (20, "smap"), (21, "avx512ifma"), (23, "clflushopt"),
             (24, "clwb"), (28, "avx512cd"), (29, "sha-ni"), (30, "avx512bw"), (31, "avx512vl")),
-        .. Bits(7, 0, CpuidRegister.Ecx, (2, "umip"), (3, "pku"), (8, "gfni"), (9, "vaes"), (10, "vpclmulqdq"), (16, "la57"), (22, "rdpid")),
+        .. Bits(7, 0, CpuidRegister.Ecx, (2, "umip"), (3, "pku"), (8, "gfni"), (9, "vaes"), (10, "vpclmulqdq"), (16, "la57"), (22, "rdpid"), (31, "pks")),
         .. Bits(7, 0, CpuidRegister.Edx, (4, "fsrm"), (26, "spec-ctrl"), (27, "stibp"), (28, "flush-l1d"), (29, "arch-capabilities"), (31, "ssbd")),
         .. Bits(7, 1, CpuidRegister.Eax, (26, "lam")),
         .. Bits(6, 0, CpuidRegister.Eax, (2, "arat")),
