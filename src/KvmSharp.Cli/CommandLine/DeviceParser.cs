@@ -16,6 +16,9 @@ internal sealed record DiskArgument(string Path)
     public int Queues { get; init; } = 1;
 
     public VirtioTransport Transport { get; init; }
+
+    /// <summary>Whether the disk is an IDE one instead of a virtio one.</summary>
+    public bool IsIde { get; init; }
 }
 
 /// <summary>Reads the arguments of <c>--disk</c> and <c>--device</c>: a list of key=value joined by commas.</summary>
@@ -96,7 +99,10 @@ internal static class DeviceParser
 
     public static DiskArgument ParseDisk(string text)
     {
-        Dictionary<string, string> properties = Split("--disk", text.Split(','), ["readonly"]);
+        // A file's name alone in front stands for path=.
+        string[] parts = text.Split(',');
+        parts[0] = parts[0].Contains('=', StringComparison.Ordinal) ? parts[0] : $"path={parts[0]}";
+        Dictionary<string, string> properties = Split("--disk", parts, ["readonly"]);
         if (!properties.Remove("path", out string? path))
         {
             throw Usage("--disk needs path=FILE");
@@ -112,12 +118,25 @@ internal static class DeviceParser
                 "serial" => disk with { SerialNumber = value },
                 "queues" => disk with { Queues = ParseQueues(value) },
                 "transport" => disk with { Transport = ParseTransport(value) },
-                _ => throw Usage($"--disk: unknown property '{key}' (there is path, format, readonly, serial, queues, transport)"),
+                "interface" => disk with { IsIde = ParseInterface(value) },
+                _ => throw Usage($"--disk: unknown property '{key}' (there is path, format, readonly, serial, queues, transport, interface)"),
             };
+        }
+
+        if (disk.IsIde && (properties.ContainsKey("queues") || properties.ContainsKey("transport")))
+        {
+            throw Usage("--disk: queues and transport are of virtio disks, not of IDE ones");
         }
 
         return disk;
     }
+
+    private static bool ParseInterface(string text) => text switch
+    {
+        "virtio" => false,
+        "ide" => true,
+        _ => throw Usage($"--disk: interface '{text}' is neither virtio nor ide"),
+    };
 
     public static VirtioTransport ParseTransport(string text) => text switch
     {

@@ -26,7 +26,8 @@ internal static class HelpText
           --cpus N               processors; default 1
           --serial stdio|file=F|off     where COM1 leads (default: stdio)
           --debugcon FILE        where ports 0xe9 and 0x402 lead
-          --disk path=F[,format=raw|qcow2][,readonly][,serial=S][,queues=N]     a virtio disk
+          --disk F[,format=raw|qcow2][,readonly][,serial=S][,queues=N][,interface=ide]     a virtio or an IDE disk
+          --cdrom FILE           an image in a CD-ROM drive
           --device isa-debug-exit[,iobase=0xf4]     lets the guest choose the exit status
           --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file;
                                  virtio-balloon,target=SIZE: memory that the guest is to give up

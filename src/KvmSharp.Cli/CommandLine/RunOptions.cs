@@ -67,6 +67,9 @@ internal sealed record RunOptions
 
     public IReadOnlyList<DiskArgument> Disks { get; init; } = [];
 
+    /// <summary>The images in CD-ROM drives.</summary>
+    public IReadOnlyList<string> CdRoms { get; init; } = [];
+
     /// <summary>The virtio devices but disks, in the order of the command line.</summary>
     public IReadOnlyList<DeviceArgument> Devices { get; init; } = [];
 

@@ -18,7 +18,7 @@ internal static class RunOptionsParser
         var reader = new ArgumentReader(arguments);
         while (reader.MoveNext())
         {
-            if (reader.IsOption && reader.Current is not ("--device" or "--disk" or "--net") && !seen.Add(reader.Current))
+            if (reader.IsOption && reader.Current is not ("--device" or "--disk" or "--cdrom" or "--net") && !seen.Add(reader.Current))
             {
                 throw Usage($"{reader.Current} is given twice");
             }
@@ -49,6 +49,7 @@ internal static class RunOptionsParser
         "--flavor" => ParseFlavor(options, reader.NonEmptyValue("cloud, generic, 686 or 686-pae")),
         "--refresh" => options with { Refresh = true },
         "--disk" => options with { Disks = [.. options.Disks, DeviceParser.ParseDisk(reader.NonEmptyValue("path=FILE"))] },
+        "--cdrom" => options with { CdRoms = [.. options.CdRoms, reader.NonEmptyValue("a file")] },
         "--firmware" => options with { Firmware = reader.NonEmptyValue("a file") },
         "--net" => NetworkParser.Parse(options, reader.NonEmptyValue("user or none")),
         "--video-bios" => options with { VideoBios = reader.NonEmptyValue("a file") },
@@ -155,6 +156,16 @@ internal static class RunOptionsParser
 
     private static void Check(RunOptions options, HashSet<string> seen)
     {
+        if (options.CdRoms.Count + options.Disks.Count(disk => disk.IsIde) > KvmSharp.Devices.Ide.IdeController.MaxDrives)
+        {
+            throw Usage($"--cdrom: a machine has at most {KvmSharp.Devices.Ide.IdeController.MaxDrives} IDE disks and CD-ROM drives together");
+        }
+
+        if (options.CdRoms.Count != 0 && options.Kernel is null && options.Firmware is null && options.Guest is null)
+        {
+            throw Usage("--cdrom needs --firmware, --kernel or 'debian'");
+        }
+
         if (options.VirtualClock && options.Networks.Count != 0)
         {
             throw Usage("--net user does not go with --clock virtual: the host's network keeps no virtual time");

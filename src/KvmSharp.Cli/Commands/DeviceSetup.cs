@@ -1,5 +1,6 @@
 using KvmSharp.Cli.CommandLine;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Ide;
 using KvmSharp.Devices.Virtio;
 using KvmSharp.Networking;
 using KvmSharp.Storage;
@@ -18,7 +19,7 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
         get
         {
             var modules = new List<string>();
-            if (options.Disks.Count + options.Devices.Count + options.Networks.Count > 0)
+            if (options.Disks.Count(disk => !disk.IsIde) + options.Devices.Count + options.Networks.Count > 0)
             {
                 modules.AddRange(["virtio_pci", "virtio_mmio"]);
             }
@@ -26,6 +27,11 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
             if (options.Disks.Count > 0)
             {
                 modules.AddRange(["virtio_blk", "ext4", "vfat"]);
+            }
+
+            if (options.CdRoms.Count > 0 || options.Disks.Any(disk => disk.IsIde))
+            {
+                modules.AddRange(["ata_piix", "sd_mod", "sr_mod", "isofs"]);
             }
 
             if (options.Networks.Count > 0)
@@ -43,12 +49,26 @@ internal sealed class DeviceSetup(RunOptions options, Action<IDisposable> keep, 
     }
 
     public IReadOnlyList<VirtioDeviceOptions> Build() =>
-        [.. options.Disks.Select(Disk), .. options.Devices.Select(Device), .. options.Networks.Select(Network)];
+        [.. options.Disks.Where(disk => !disk.IsIde).Select(Disk), .. options.Devices.Select(Device), .. options.Networks.Select(Network)];
 
-    private VirtioBlockOptions Disk(DiskArgument disk)
+    /// <summary>The IDE disks, then the CD-ROM drives, at the first free places.</summary>
+    public IReadOnlyList<IdeDriveOptions> BuildIde() =>
+    [
+        .. options.Disks.Where(disk => disk.IsIde)
+            .Select(disk => new IdeDiskOptions(Open(disk)) { ReadOnly = disk.ReadOnly, SerialNumber = disk.SerialNumber }),
+        .. options.CdRoms.Select(path => new IdeCdRomOptions(Open(new DiskArgument(path) { Format = ImageFormat.Raw, ReadOnly = true }))),
+    ];
+
+    private IBlockBackend Open(DiskArgument disk)
     {
         IBlockBackend backend = DiskImage.Open(disk.Path, new DiskImageOptions { Format = disk.Format, ReadOnly = disk.ReadOnly });
         keep(backend);
+        return backend;
+    }
+
+    private VirtioBlockOptions Disk(DiskArgument disk)
+    {
+        IBlockBackend backend = Open(disk);
         return new VirtioBlockOptions(backend)
         {
             ReadOnly = disk.ReadOnly,

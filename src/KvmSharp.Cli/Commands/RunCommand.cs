@@ -133,7 +133,7 @@ internal sealed class RunCommand : IDisposable
             DebugConsole = _options.DebugconFile is { } file ? OpenOutput("--debugcon", file) : null,
         };
         var devices = new DeviceSetup(_options, resource => Keep(resource), OpenOutput);
-        options = options with { VirtioDevices = devices.Build() };
+        options = options with { VirtioDevices = devices.Build(), IdeDrives = devices.BuildIde() };
         if (_options.Guest is not null)
         {
             var progress = new ProgressLine(Messages.Error, !Console.IsErrorRedirected);

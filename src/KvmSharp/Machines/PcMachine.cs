@@ -1,5 +1,6 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Ide;
 using KvmSharp.Devices.Pci;
 using KvmSharp.Devices.Virtio;
 using KvmSharp.Firmware;
@@ -67,6 +68,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             MapDevices(below4G, options.MemorySize - below4G);
             MapTestDevices();
             AddDisplay();
+            AddIdeDrives();
             AddVirtioDevices();
             AddPciDevices();
             if (options.Firmware is not null)
@@ -114,6 +116,9 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
 
     /// <summary>The screen, or <see langword="null"/> without one.</summary>
     public VgaAdapter? Display { get; private set; }
+
+    /// <summary>The IDE controller, or <see langword="null"/> without drives.</summary>
+    public IdeController? Ide { get; private set; }
 
     /// <summary>The PCI bus, or <see langword="null"/> without one.</summary>
     public PciHost? Pci { get; private set; }
@@ -180,6 +185,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             device.Dispose();
         }
+        Ide?.Dispose();
         Display?.Dispose();
     }
 
@@ -319,6 +325,15 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             Display = new VgaAdapter(Options.VideoBios?.Bytes);
             Pci!.Add(Display);
+        }
+    }
+
+    private void AddIdeDrives()
+    {
+        if (Options.IdeDrives.Count != 0)
+        {
+            Ide = new IdeController(VirtualMachine, Options.IdeDrives);
+            Pci!.Add(Ide, _lpcBridge is null ? null : new PciAddress(LpcAddress.Device, 1));
         }
     }
 

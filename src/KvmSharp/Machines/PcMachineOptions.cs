@@ -1,5 +1,6 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Ide;
 using KvmSharp.Devices.Pci;
 using KvmSharp.Devices.Virtio;
 
@@ -93,6 +94,12 @@ public sealed record PcMachineOptions
     /// <summary>Whether the machine has a keyboard and a mouse. Firmware brings them along.</summary>
     public bool Keyboard { get; init; }
 
+    /// <summary>
+    /// The IDE drives: first and second drive of the first channel, then those of the second; a <see langword="null"/> leaves one
+    /// out. They bring a PCI bus along.
+    /// </summary>
+    public IReadOnlyList<IdeDriveOptions?> IdeDrives { get; init; } = [];
+
     /// <summary>The identity of the machine that the SMBIOS tables tell; all zero is none.</summary>
     public Guid SystemUuid { get; init; }
 
@@ -118,7 +125,7 @@ public sealed record PcMachineOptions
 
     internal bool HasDisplay => Display || VideoBios is not null || Firmware is not null;
 
-    internal bool HasPci => Pci || HasDisplay || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
+    internal bool HasPci => Pci || HasDisplay || IdeDrives.Count != 0 || PciDevices.Count != 0 || VirtioDevices.Any(d => d.Transport == VirtioTransport.Pci);
 
     /// <summary>Whether <see cref="PcMachine.RunAsync"/> ends at a reset instead of starting the machine anew.</summary>
     public bool NoReboot { get; init; }
@@ -160,6 +167,7 @@ public sealed record PcMachineOptions
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "There are files for the firmware configuration device, but it is not there.");
         }
+        ArgumentNullException.ThrowIfNull(IdeDrives);
         ArgumentNullException.ThrowIfNull(BootOrder);
         if (BootOrder.Count is 0 or > 3 || BootOrder.Distinct().Count() != BootOrder.Count || !BootOrder.All(Enum.IsDefined))
         {
