@@ -1,6 +1,9 @@
 using KvmSharp.Boot;
 using KvmSharp.Devices;
+using KvmSharp.Devices.Ide;
+using KvmSharp.Devices.Virtio;
 using KvmSharp.GuestTests.Support;
+using KvmSharp.Storage;
 
 namespace KvmSharp.GuestTests;
 
@@ -34,5 +37,100 @@ public sealed class FirmwareTests
         string screen = machine.Display!.GetText();
         Assert.StartsWith("SeaBIOS (version", screen, StringComparison.Ordinal);
         Assert.Contains("No bootable device.", screen, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("ide")]
+    [InlineData("virtio")]
+    [InlineData("cd")]
+    public async Task BootSectorStarts(string from)
+    {
+        using var disk = new RawBlockBackend(new MemoryImageStore(from == "cd" ? BootSector.Cd() : BootSector.Disk()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => from switch
+        {
+            "ide" => options with { IdeDrives = [new IdeDiskOptions(disk)] },
+            "cd" => options with { IdeDrives = [null, null, null, new IdeCdRomOptions(disk)] },
+            _ => options with { VirtioDevices = [new VirtioBlockOptions(disk)] },
+        });
+        await guest.WaitForTextAsync(BootSector.Message);
+        Assert.Contains(BootSector.Message, guest.DebugConsole.GetOutputText(), StringComparison.Ordinal);
+        guest.Machine.Keyboard!.Type("A");
+        Assert.Equal(('A' << 1) | 1, (await guest.WaitForExitAsync()).ExitCode);
+    }
+
+    [Fact]
+    public async Task BootOrderDecides()
+    {
+        using var disk = new RawBlockBackend(new MemoryImageStore(BootSector.Disk()));
+        using var disc = new RawBlockBackend(new MemoryImageStore(BootSector.Cd()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with
+        {
+            IdeDrives = [new IdeDiskOptions(disk), new IdeCdRomOptions(disc)],
+            BootOrder = [BootDevice.CdRom, BootDevice.Disk],
+        });
+        await guest.WaitForTextAsync(BootSector.Message);
+        Assert.Contains("Booting from DVD/CD", guest.Machine.Display!.GetText(), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task GrubMenuIsOperatedByKeyboard()
+    {
+        using var disc = new RawBlockBackend(new MemoryImageStore(await GrubDisc.GetAsync()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with { IdeDrives = [new IdeCdRomOptions(disc)] });
+        string screen = await guest.WaitForTextAsync("memory test");
+        Assert.Contains("GNU GRUB", screen, StringComparison.Ordinal);
+        Assert.Contains("│*first entry", screen, StringComparison.Ordinal);
+        guest.Keep("grub");
+        guest.Machine.Keyboard!.Press(Key.Down);
+        await guest.WaitForTextAsync("*second entry");
+        guest.Machine.Keyboard.Press(Key.Enter);
+        Assert.Equal(43, (await guest.WaitForExitAsync()).ExitCode);
+    }
+
+    [Fact]
+    public async Task GrubTakesCommandsAndShowsGraphics()
+    {
+        using var disc = new RawBlockBackend(new MemoryImageStore(await GrubDisc.GetAsync()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with { IdeDrives = [new IdeCdRomOptions(disc)] });
+        await guest.WaitForTextAsync("memory test");
+        guest.Machine.Keyboard!.Type("c");
+        await guest.WaitForTextAsync("grub>");
+        guest.Machine.Keyboard.Type("echo \"It's (A+B)*2\"\n");
+        await guest.WaitForTextAsync("\nIt's (A+B)*2\n");
+        guest.Machine.Keyboard.Press(Key.Escape);
+        await guest.WaitForTextAsync("first entry");
+        guest.Machine.Keyboard.Press(Key.End);
+        guest.Machine.Keyboard.Press(Key.Enter);
+        DisplayFrame frame = await guest.WaitForFrameAsync(f => (f.Width, f.Height) == (800, 600) && f.Pixels.ContainsAnyExcept(0xff00_0000));
+        Assert.Equal(800 * 600, frame.Pixels.Length);
+        Assert.False(guest.Machine.Display!.IsTextMode);
+        await Task.Delay(500);
+        guest.Keep("grub-graphics");
+    }
+
+    [Fact]
+    public async Task MemtestShowsItsScreen()
+    {
+        using var disc = new RawBlockBackend(new MemoryImageStore(await GrubDisc.GetAsync()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with { IdeDrives = [new IdeCdRomOptions(disc)] });
+        await guest.WaitForTextAsync("memory test");
+        guest.Machine.Keyboard!.Press(Key.Down);
+        guest.Machine.Keyboard.Press(Key.Down);
+        guest.Machine.Keyboard.Press(Key.Enter);
+        string screen = await guest.WaitForTextAsync("Memtest86+ v");
+        await guest.WaitForTextAsync("Testing:");
+        guest.Keep("memtest");
+        Assert.Contains("<ESC> Exit", guest.Machine.Display!.GetText(), StringComparison.Ordinal);
+        Assert.NotEmpty(screen);
+    }
+
+    [Fact]
+    public async Task IpxeShowsItsBanner()
+    {
+        using RawBlockBackend disc = RawBlockBackend.Open(await DebianFiles.GetAsync("ipxe", "usr/lib/ipxe/ipxe.iso"), readOnly: true);
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with { IdeDrives = [new IdeCdRomOptions(disc)] });
+        string screen = await guest.WaitForTextAsync("Open Source Network Boot Firmware");
+        Assert.Contains("iPXE 1.", screen, StringComparison.Ordinal);
+        guest.Keep("ipxe");
     }
 }
