@@ -5,6 +5,7 @@
  * page that appears at two guest physical addresses. Exits are answered at random.
  */
 #include "fuzz.h"
+#include "../tests/engine.h"
 
 #include <pthread.h>
 #include <unistd.h>
@@ -397,7 +398,7 @@ static void one(struct rng *r)
 
 static void machine_create(struct rng *r)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
     g.irqchip = rnd_one(r, 2);
     FUZZ_CHECK(kvs_vm_create(&config, &g.vm) == 0 && kvs_ram_create(RAM_SIZE, &g.ram) == 0 && kvs_ram_create(ROM_SIZE, &g.rom) == 0);
     if (g.irqchip) FUZZ_CHECK(kvs_irqchip_create(g.vm) == 0 && kvs_pit_create(g.vm) == 0);

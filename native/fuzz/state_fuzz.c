@@ -3,6 +3,7 @@
  * Images come from files: nothing in them may do more than make a setter refuse.
  */
 #include "fuzz.h"
+#include "../tests/engine.h"
 
 #include <pthread.h>
 #include <unistd.h>
@@ -159,7 +160,7 @@ static void epoch(struct rng *r, uint64_t cases)
 {
     static bool started;
     pthread_t thread;
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
     if (!started) started = pthread_create(&thread, NULL, watchdog, NULL) == 0;
     chips = rnd_one(r, 2);
     FUZZ_CHECK(kvs_vm_create(&config, &vm) == 0 && kvs_ram_create(RAM_SIZE, &ram) == 0);

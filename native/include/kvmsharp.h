@@ -320,6 +320,13 @@ struct kvs_vm_config {
     uint32_t clock_mode; /* KVS_CLOCK_... */
     uint32_t tsc_khz;    /* guest TSC rate; 0: the host's in real mode, 1,000,000 in virtual mode */
     uint32_t flags;      /* KVS_VM_... */
+    uint32_t engine;     /* KVS_ENGINE_... */
+    uint32_t jit_threshold; /* executions of a block before it is translated; 0: the default */
+};
+enum {
+    KVS_ENGINE_AUTO = 0,        /* the interpreter */
+    KVS_ENGINE_INTERPRETER = 1,
+    KVS_ENGINE_JIT = 2,         /* hot code as host code; -KVS_ENOTSUP from kvs_vcpu_create without executable memory */
 };
 /* System management mode: without it SMIs of the guest go nowhere, and there is one address space. */
 #define KVS_VM_SMM 1u

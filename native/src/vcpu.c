@@ -4,6 +4,7 @@
 
 #include "clock.h"
 #include "interp/interp.h"
+#include "jit/jit.h"
 #include "irqchip/irqchip.h"
 
 /* SDM 3A "5-Level Paging and 4-Level Paging", "Linear-Address Masking" */
@@ -165,6 +166,7 @@ int vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
     cpuid_supported(NULL, &count);
     c->cpuid = calloc(count ? count : 1, sizeof *c->cpuid);
     int rc = c->run && c->tlb_classes && c->step_block && c->cpuid ? block_cache_create(c) : -KVS_ENOMEM;
+    if (rc == KVS_OK && vm->config.engine == KVS_ENGINE_JIT) rc = jit_create(c, vm->config.jit_threshold ? vm->config.jit_threshold : 32);
     if (rc == KVS_OK && vm->irqchip) rc = lapic_create(c);
     if (rc != KVS_OK) {
         vcpu_free(c);
@@ -184,6 +186,7 @@ void vcpu_free(struct kvs_vcpu *c)
 {
     if (c->lapic) lapic_destroy(c);
     steal_time_close(c);
+    jit_destroy(c);
     block_cache_destroy(c);
     free(c->run);
     free(c->tlb_classes);

@@ -211,6 +211,8 @@ struct kvs_vcpu {
     uint32_t waits;          /* counts tlb_catch_up: translated pieces from before are stale */
     /* ---- decoded code ---- */
     struct block_cache *blocks;
+    struct jit *jit;         /* NULL: interpreter only */
+    uint8_t simd_live;       /* in host code: the guest's vector registers are in the host's */
     uint32_t code_modified;  /* a store hit decoded code: leave after this instruction */
     bool in_chain;           /* a chain of handlers runs: the count of retired instructions is in its budget only */
     bool step_next;          /* the next instruction runs by itself */

@@ -8,6 +8,7 @@
 KVS_API int32_t kvs_vm_create(const struct kvs_vm_config *config, struct kvs_vm **out)
 {
     if (!config || !out || config->size != sizeof *config || config->clock_mode > KVS_CLOCK_VIRTUAL || (config->flags & ~KVS_VM_SMM) ||
+        config->engine > KVS_ENGINE_JIT ||
         config->tsc_khz > 100000000u)
         return -KVS_EINVAL;
     struct kvs_vm *vm = calloc(1, sizeof *vm);

@@ -1,5 +1,6 @@
 /* Segments, soft TLB and the slow accesses: what they answer, what they cache and what drops it. */
 #include "../src/sys/sys.h"
+#include "engine.h"
 #include "harness.h"
 
 #define RAM_SIZE (16u << 20)
@@ -486,7 +487,7 @@ static void test_devices(void)
 
 int main(void)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
     if (kvs_vm_create(&config, &vm) || kvs_vcpu_create(vm, 0, &c) || kvs_ram_create(RAM_SIZE + PAGE_SIZE, &ram_object)) return 1;
     ram = kvs_ram_address(ram_object);
     struct kvs_userspace_memory_region low = { .memory_size = RAM_SIZE };

@@ -3,6 +3,7 @@
 #define KVS_SYS_HARNESS_H
 
 #include "../src/interp/interp.h"
+#include "engine.h"
 #include "../src/irqchip/irqchip.h"
 #include "../src/sys/transfer.h"
 #include "harness.h"
@@ -207,7 +208,7 @@ static inline uint64_t stack64(uint32_t n) { return ld64(ram + c->gpr[RSP] + 8 *
 
 static inline bool machine_create_with(uint32_t clock_mode, uint32_t flags)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode, .flags = flags };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode, .flags = flags, TEST_ENGINE };
     struct kvs_userspace_memory_region region = { .memory_size = RAM_SIZE };
     if (kvs_vm_create(&config, &vm) || kvs_ram_create(RAM_SIZE, &ram_object) || kvs_memslot_set(vm, &region, ram_object, 0) ||
         kvs_irqchip_create(vm) || kvs_vcpu_create(vm, 0, &c)) return false;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../include/kvmsharp.h"
+#include "engine.h"
 
 static int vt_passed, vt_failed;
 #define CHECK(cond)                                                                               \
@@ -45,7 +46,7 @@ static inline void vt_must(int rc, const char *what)
 static inline struct vt vt_create(uint64_t ram_size, uint32_t clock_mode, int irqchip)
 {
     struct vt t = { 0 };
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = clock_mode, TEST_ENGINE };
     vt_must(kvs_vm_create(&config, &t.vm), "kvs_vm_create");
     if (irqchip) {
         vt_must(kvs_irqchip_create(t.vm), "kvs_irqchip_create");

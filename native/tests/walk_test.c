@@ -3,6 +3,7 @@
  * bits, access and control bits, then random entries with reserved bits in every mode.
  */
 #include "../src/sys/sys.h"
+#include "engine.h"
 #include "harness.h"
 
 #define RAM_SIZE (16u << 20)
@@ -296,7 +297,7 @@ static void test_pdptrs(void)
 
 int main(void)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
     struct kvs_ram *r;
     if (kvs_vm_create(&config, &vm) || kvs_vcpu_create(vm, 0, &c) || kvs_ram_create(RAM_SIZE + PAGE_SIZE, &r)) return 1;
     ram = kvs_ram_address(r);

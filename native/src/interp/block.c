@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #include "interp.h"
+#include "../jit/jit.h"
 
 #define ARENA_SIZE (48u << 20)
 #define HASH_BITS 15
@@ -78,6 +79,7 @@ void block_cache_flush(struct kvs_vcpu *c)
     memset(bc->hash, 0, sizeof bc->hash);
     memset(bc->pages, 0, sizeof bc->pages);
     jc_flush(c);
+    jit_flush(c);
     c->stats.cache_flushes++;
 }
 
@@ -405,5 +407,6 @@ restart:;
     uint32_t h = block_hash(host, mode);
     b->hash_next = bc->hash[h];
     bc->hash[h] = b;
+    if (c->jit) jit_watch(c, b);
     return b;
 }

@@ -217,6 +217,9 @@ struct block {
     uint8_t dead;
     uint8_t crosses;          /* one instruction that goes on in the next page: never chained */
     uint8_t code[15];         /* its bytes, compared at every look-up */
+    uint32_t heat;            /* tier 1: executions seen */
+    kvs_handler first;        /* tier 1: what insn[0].fn was */
+    const uint8_t *jit, *jit_entry; /* host code, with and without the check of the budget; NULL: none */
     struct kvs_insn insn[];
 };
 struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };

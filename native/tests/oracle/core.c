@@ -1,5 +1,6 @@
 /* Runs cases in the core: a small long-mode machine with the same user address space as the host side. */
 #include "oracle.h"
+#include "../engine.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -77,7 +78,7 @@ static struct kvs_segment user_segment(uint16_t selector, uint8_t type, uint64_t
 
 bool core_start(const char **error)
 {
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
     *error = "out of memory";
     core.ram = mmap(NULL, P_END, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (core.ram == MAP_FAILED) return false;
