@@ -296,6 +296,7 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
             ClockMode = (uint)options.Clock,
             TscKhz = options.TscKilohertz,
             Flags = options.SystemManagementMode ? KvsVmConfig.SystemManagementMode : 0,
+            Engine = (uint)options.Engine,
         };
         var result = NativeMethods.VmCreate(&config, out var handle);
         if (result < 0)

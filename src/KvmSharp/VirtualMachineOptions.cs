@@ -12,6 +12,20 @@ public enum ClockMode
     Virtual = 1,
 }
 
+/// <summary>How guest code is executed. What a guest sees is the same with every engine.</summary>
+public enum ExecutionEngine
+{
+    /// <summary>The engine that suits this host: at present the interpreter.</summary>
+    Auto = 0,
+    /// <summary>Decoded instructions, one after another. Works on every host.</summary>
+    Interpreter = 1,
+    /// <summary>
+    /// Code that runs often is translated to host code; everything else is interpreted. Needs a host that
+    /// lets a process map executable memory.
+    /// </summary>
+    Jit = 2,
+}
+
 /// <summary>How a <see cref="VirtualMachine"/> is made. The machine copies the options when it is created.</summary>
 public sealed record VirtualMachineOptions
 {
@@ -29,6 +43,9 @@ public sealed record VirtualMachineOptions
 
     /// <summary>What time the machine's clock tells.</summary>
     public ClockMode Clock { get; init; } = ClockMode.Real;
+
+    /// <summary>How guest code is executed.</summary>
+    public ExecutionEngine Engine { get; init; } = ExecutionEngine.Auto;
 
     /// <summary>
     /// The rate of the guest's time-stamp counter in kHz, by default 1,000,000, so that a saved machine goes on anywhere;
@@ -71,6 +88,10 @@ public sealed record VirtualMachineOptions
         if (Clock is not (ClockMode.Real or ClockMode.Virtual))
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"The clock mode {Clock} does not exist.");
+        }
+        if (Engine is < ExecutionEngine.Auto or > ExecutionEngine.Jit)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, $"The execution engine {Engine} does not exist.");
         }
         if (VcpuCount is < 0 or > MaxVcpuCount)
         {

@@ -58,7 +58,6 @@ public sealed class BadInputTests : IDisposable
         { "run --device isa-debug-exit,color=red", "color" },
         { "run --device isa-debug-exit,iobase", "iobase" },
         { "run --device isa-debug-exit,iobase=0x3f8", "0x3f8" },
-        { "run --engine jit", "jit" },
         { "run --engine steam", "steam" },
         { "run --clock sundial", "sundial" },
         { "run --no-reboot=yes", "--no-reboot" },

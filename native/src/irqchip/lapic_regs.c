@@ -472,7 +472,7 @@ int lapic_set_state(struct kvs_vcpu *c, const struct kvs_lapic_state *s)
         *reg(l, bank) &= 0xffff0000;
     for (uint32_t o = R_LVT_TIMER; o <= R_LVT_ERROR; o += 0x10)
         *reg(l, o) = (image[o >> 2] & lvt_writable(l, o)) |
-                     (rd(l, R_SPIV) & SPIV_ENABLE || (o == R_LVT_LINT0 && l->id == 0) ? 0 : LVT_MASKED); /* see registers_reset */
+                     (rd(l, R_SPIV) & SPIV_ENABLE || (o == R_LVT_LINT0 && l->id == 0) ? 0 : LVT_MASKED); /* see reset_registers */
     if (rd(l, R_LVT_LINT0) & LVT_LEVEL)
         *reg(l, R_LVT_LINT0) |= image[R_LVT_LINT0 >> 2] & LVT_REMOTE_IRR;
     *reg(l, R_DFR) = image[R_DFR >> 2] | 0x0fffffff;

@@ -77,6 +77,8 @@ internal sealed record RunOptions
 
     public bool VirtualClock { get; init; }
 
+    public ExecutionEngine Engine { get; init; }
+
     public bool NoReboot { get; init; }
 
     public bool Json { get; init; }

@@ -42,7 +42,7 @@ internal static class RunOptionsParser
         "--debugcon" => options with { DebugconFile = reader.NonEmptyValue("a file") },
         "--device" => DeviceParser.ParseDevice(options, reader.NonEmptyValue("a device name")),
         "--clock" => ParseClock(options, reader.NonEmptyValue("real or virtual")),
-        "--engine" => CheckEngine(options, reader.NonEmptyValue("auto or interpreter")),
+        "--engine" => ParseEngine(options, reader.NonEmptyValue("auto, interpreter or jit")),
         "--no-reboot" => options with { NoReboot = true },
         "--trace" => ParseTrace(options, reader.NonEmptyValue("stderr or a file")),
         "--json" => options with { Json = true },
@@ -94,10 +94,11 @@ internal static class RunOptionsParser
         _ => throw Usage($"--clock: '{text}' is neither real nor virtual"),
     };
 
-    private static RunOptions CheckEngine(RunOptions options, string text) => text switch
+    private static RunOptions ParseEngine(RunOptions options, string text) => text switch
     {
-        "auto" or "interpreter" => options,
-        "jit" => throw Usage("--engine jit: this version has no JIT; use auto or interpreter"),
+        "auto" => options with { Engine = ExecutionEngine.Auto },
+        "interpreter" => options with { Engine = ExecutionEngine.Interpreter },
+        "jit" => options with { Engine = ExecutionEngine.Jit },
         _ => throw Usage($"--engine: '{text}' is none of auto, interpreter, jit"),
     };
 

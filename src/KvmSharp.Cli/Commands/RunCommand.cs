@@ -119,6 +119,7 @@ internal sealed class RunCommand : IDisposable
             MemorySize = (ulong)_options.Memory,
             Cpu = ParseCpu(_options.Cpu),
             Clock = _options.VirtualClock ? ClockMode.Virtual : ClockMode.Real,
+            Engine = _options.Engine,
             CommandLine = _options.Append ?? "",
             NoReboot = _options.NoReboot,
             TestDevice = _options.TestDevice,

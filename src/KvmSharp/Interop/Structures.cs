@@ -282,7 +282,7 @@ internal struct KvsUserspaceMemoryRegion
 internal struct KvsVmConfig
 {
     public const uint SystemManagementMode = 1;
-    public uint Size, ClockMode, TscKhz, Flags;
+    public uint Size, ClockMode, TscKhz, Flags, Engine, JitThreshold;
 }
 
 [StructLayout(LayoutKind.Sequential)]

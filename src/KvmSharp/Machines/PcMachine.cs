@@ -53,6 +53,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             Cpu = options.Cpu,
             Clock = options.Clock,
+            Engine = options.Engine,
             StartTime = options.StartTime,
             VcpuCount = options.VcpuCount,
         });

@@ -38,6 +38,9 @@ public sealed record PcMachineOptions
     /// <summary>What time the machine's clock tells.</summary>
     public ClockMode Clock { get; init; } = ClockMode.Real;
 
+    /// <summary>How guest code is executed.</summary>
+    public ExecutionEngine Engine { get; init; } = ExecutionEngine.Auto;
+
     /// <summary>The wall-clock time at the start; see <see cref="VirtualMachineOptions.StartTime"/>.</summary>
     public DateTimeOffset? StartTime { get; init; }
 
