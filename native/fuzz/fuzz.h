@@ -25,6 +25,9 @@ static inline struct fuzz_options fuzz_parse(int argc, char **argv)
     return o;
 }
 
+/* The epoch that runs; tells where a failed check was. */
+static unsigned long long fuzz_epoch;
+
 static inline double fuzz_now(void)
 {
     struct timespec t;
@@ -46,6 +49,7 @@ static inline int fuzz_main(int argc, char **argv, const char *name, uint64_t ep
         struct rng r = { o.seed * 0x9e3779b97f4a7c15ull + number * 0xd1b54a32d192ed03ull };
         uint64_t n = o.cases - done < epoch_cases ? o.cases - done : epoch_cases;
         rnd(&r);
+        fuzz_epoch = number;
         if (fuzz_now() - told > 20) {
             fprintf(stderr, "%s: seed %llu epoch %llu, %llu cases\n", name, (unsigned long long)o.seed, (unsigned long long)number,
                     (unsigned long long)done);
@@ -65,7 +69,7 @@ static inline int fuzz_main(int argc, char **argv, const char *name, uint64_t ep
 #define FUZZ_CHECK(condition)                                                             \
     do {                                                                                  \
         if (!(condition)) {                                                               \
-            fprintf(stderr, "%s:%d: does not hold: %s\n", __FILE__, __LINE__, #condition); \
+            fprintf(stderr, "%s:%d: epoch %llu: does not hold: %s\n", __FILE__, __LINE__, fuzz_epoch, #condition); \
             abort();                                                                      \
         }                                                                                 \
     } while (0)

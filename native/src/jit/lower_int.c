@@ -83,7 +83,7 @@ enum kind int_classify(struct trans *t, struct tinsn *x)
         return K_UNARY;
     case SHIFT:
         x->regs = reg_bit(s->dst, w);
-        if (isa_row[d->row].k[1] == CL_) set_flags(x, 0, F_OC); /* a count of zero keeps them all */
+        if (isa_row[d->row].k[1] == CL_) set_flags(x, op->read, F_OC); /* a count of zero keeps them all */
         else if (s->imm == 0) set_flags(x, 0, 0);
         else if (d->op == OP_shl || d->op == OP_shr || d->op == OP_sar) set_flags(x, 0, F_OSZAPC);
         else set_flags(x, op->read, F_OC);
