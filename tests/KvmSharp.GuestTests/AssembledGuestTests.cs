@@ -1,3 +1,4 @@
+using KvmSharp.Boot;
 using KvmSharp.Devices;
 using KvmSharp.GuestTests.Support;
 
@@ -26,6 +27,36 @@ public sealed class AssembledGuestTests
             Assert.True(result.Exit is { Kind: VmExitKind.DebugExit, ExitCode: 1 }, result.ToString());
             Assert.Equal(output, result.Output);
         }
+    }
+
+    [Theory]
+    [InlineData("multiboot.elf")]
+    [InlineData("multiboot32.elf")]
+    [InlineData("multiboot.bin")]
+    public async Task MultibootKernelIsGivenWhatTheSpecificationSays(string image)
+    {
+        GuestResult result = await GuestRunner.RunAsync("multiboot", options => options with
+        {
+            Kernel = BootImage.FromFile(TestPaths.Guest(image)),
+            CommandLine = "check=1 two",
+            Initrd = BootImage.FromBytes("module text"u8.ToArray()),
+            VcpuCount = 3,
+        });
+        Assert.True(result.Exit is { Kind: VmExitKind.DebugExit, ExitCode: 1 }, result.ToString());
+        Assert.Equal("multiboot ok\n", result.Output);
+    }
+
+    [Fact]
+    public async Task TestDeviceAndFirmwareConfigurationWork()
+    {
+        GuestResult result = await GuestRunner.RunAsync("testdevice", options => options with
+        {
+            TestDevice = true,
+            FwCfgFiles = [new FwCfgFile("opt/test", "file content"u8.ToArray())],
+            VcpuCount = 2,
+        });
+        Assert.True(result.Exit is { Kind: VmExitKind.DebugExit, ExitCode: 1 }, result.ToString());
+        Assert.Equal("latch ok\nbuffer ok\ninterrupts ok\nfw_cfg ok\n", result.Output);
     }
 
     [Fact]
