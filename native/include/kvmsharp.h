@@ -236,7 +236,11 @@ struct kvs_translation {
 #define KVS_CORE_PV_UNHALTED (1ull << 40) /* KVM_HC_KICK_CPU came: the next HLT does not wait */
 struct kvs_core_state {
     uint64_t retired; /* instructions retired since reset; REP counts once */
-    uint64_t flags;   /* DR6 bits of a debug trap to deliver; KVS_CORE_PV_UNHALTED */
+    uint64_t flags;   /* bits 0-15: those of DR6 of a debug trap to come; 16-17: machine check to come (1: #MC, 2: shutdown);
+                         40: KVS_CORE_PV_UNHALTED */
+    /* MONITOR's line (guest physical address; bit 0 armed, 1 MWAIT waits, 2 for masked interrupts too), the digest of its
+     * contents; until when MWAIT waits (VM clock), and the RIP behind it. */
+    uint64_t monitor_line, monitor_digest, mwait_deadline, mwait_rip;
     /* The I/O instruction just done, which an SMI could restart; info 0: there is none. */
     uint64_t io_trap_info, io_trap_rip, io_trap_rcx, io_trap_rsi, io_trap_rdi;
     uint64_t reserved[5];

@@ -170,6 +170,16 @@ static bool wakes(struct kvs_vcpu *c)
     return (c->eflags & FLAG_IF) && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)));
 }
 
+/* Is MWAIT over? */
+static bool mwait_done(struct kvs_vcpu *c)
+{
+    const struct monitor *m = &c->monitor;
+    const uint64_t now = clock_now(c->vm);
+    if (wakes(c) || c->rip != m->rip || now >= m->deadline || m->deadline - now > MWAIT_MAX) return true;
+    if (m->any_interrupt && (c->injected_irq >= 0 || (c->lapic && irqchip_has_interrupt(c)))) return true;
+    return monitor_triggered(c);
+}
+
 /* Until a request arrives or, with `turn`, it is this vCPU's turn. */
 static enum verdict wait_for_request(struct kvs_vcpu *c, bool turn)
 {
@@ -242,6 +252,7 @@ static bool has_work(struct kvs_vcpu *c)
 {
     uint32_t state = atomic_load(&c->mp_state);
     if (c->shut_down) return false;
+    if (state == KVS_MP_STATE_RUNNABLE && c->monitor.waiting) return usable_signals(c) || mwait_done(c);
     return state == KVS_MP_STATE_RUNNABLE || usable_signals(c) || (state == KVS_MP_STATE_HALTED && wakes(c));
 }
 
@@ -272,6 +283,45 @@ static void start_slice(struct kvs_vcpu *c)
     c->in_slice = true;
 }
 
+/* Virtual clock, nobody has anything to do: on to the next deadline. False: there is none. */
+static bool jump_idle(struct kvs_vcpu *c)
+{
+    uint64_t deadline = clock_next_deadline(c->vm), now = vcpu_retired(c) + c->clock_base;
+    for (uint32_t k = 0; k < atomic_load(&c->vm->vcpu_count); k++) {
+        const struct kvs_vcpu *v = c->vm->vcpus[k];
+        if (v && v->monitor.waiting) deadline = min_u64(deadline, v->monitor.deadline);
+    }
+    if (deadline == CLOCK_NEVER) return false;
+    if (deadline > now) c->clock_base += deadline - now;
+    clock_set_virtual(c->vm, max_u64(deadline, now));
+    clock_run_timers(c->vm);
+    return true;
+}
+
+/* MWAIT: looks at the line, at first soon and then after ever longer pauses. */
+#define MWAIT_LOOK_MIN 20000u /* ns */
+#define MWAIT_LOOK_MAX 1000000u
+static enum verdict mwait(struct kvs_vcpu *c)
+{
+    c->stats.halts++;
+    if (is_virtual_clock(c)) {
+        if (!takes_turns(c) || !pass_turn(c)) (void)jump_idle(c);
+        return GO_ON;
+    }
+    uint64_t now = clock_now(c->vm), start = c->monitor.deadline - min_u64(c->monitor.deadline, MWAIT_MAX);
+    uint64_t pause = min_u64(max_u64(now > start ? (now - start) / 4 : 0, MWAIT_LOOK_MIN), MWAIT_LOOK_MAX);
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += (long)pause;
+    if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
+    step_outside(c);
+    pthread_mutex_lock(&c->wait_lock);
+    if (!atomic_load(&c->requests) && !__atomic_load_n(&c->run->immediate_exit, __ATOMIC_RELAXED))
+        pthread_cond_timedwait(&c->wait_cond, &c->wait_lock, &until);
+    pthread_mutex_unlock(&c->wait_lock);
+    return enter_guest(c) ? GO_ON : exit_with(c, KVS_EXIT_INTR);
+}
+
 static enum verdict halted(struct kvs_vcpu *c)
 {
     uint32_t state = atomic_load(&c->mp_state);
@@ -287,15 +337,7 @@ static enum verdict halted(struct kvs_vcpu *c)
     }
     c->stats.halts++;
     if (is_virtual_clock(c)) {
-        if (takes_turns(c) && pass_turn(c)) return GO_ON;
-        /* Nobody has anything to do: on to the next deadline. */
-        uint64_t deadline = clock_next_deadline(c->vm), now = vcpu_retired(c) + c->clock_base;
-        if (deadline != CLOCK_NEVER) {
-            if (deadline > now) c->clock_base += deadline - now;
-            clock_set_virtual(c->vm, max_u64(deadline, now));
-            clock_run_timers(c->vm);
-            return GO_ON;
-        }
+        if ((takes_turns(c) && pass_turn(c)) || jump_idle(c)) return GO_ON;
     }
     return wait_for_request(c, false);
 }
@@ -538,6 +580,10 @@ static enum verdict turn(struct kvs_vcpu *c)
             return GO_ON;
         }
         if (UNLIKELY(atomic_load(&c->mp_state) != KVS_MP_STATE_RUNNABLE)) return halted(c);
+        if (UNLIKELY(c->monitor.waiting)) {
+            if (!c->pending_dbg && !c->exc.pending && !mwait_done(c)) return mwait(c);
+            c->monitor.waiting = false;
+        }
         if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
         if (UNLIKELY(c->exc.pending || signals)) return GO_ON; /* what waited for the exception comes now */

@@ -447,13 +447,24 @@ KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_stat
         s->io_trap_rsi = c->io_trap.rsi;
         s->io_trap_rdi = c->io_trap.rdi;
     }
+    const struct monitor *m = &c->monitor;
+    if (m->armed || m->waiting) {
+        s->monitor_line = m->line | m->armed | m->waiting << 1 | m->any_interrupt << 2;
+        s->monitor_digest = m->digest;
+    }
+    if (m->waiting) {
+        s->mwait_deadline = m->deadline;
+        s->mwait_rip = m->rip;
+    }
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_core_state *s)
 {
     TAKE(c, s);
     const uint64_t dbg = s->flags & (BIT(CORE_MCE_SHIFT) - 1), mce = s->flags >> CORE_MCE_SHIFT & 3;
-    if (s->flags & ~(0xe00full | 3ull << CORE_MCE_SHIFT | KVS_CORE_PV_UNHALTED) || mce > MCE_SHUTDOWN) return give(c, -KVS_ESTATE);
+    const bool line_legal = !(s->monitor_line & 0x38) && s->monitor_line <= PHYS_MASK;
+    if (s->flags & ~(0xe00full | 3ull << CORE_MCE_SHIFT | KVS_CORE_PV_UNHALTED) || mce > MCE_SHUTDOWN || !line_legal)
+        return give(c, -KVS_ESTATE);
     c->mce_pending = (uint8_t)mce;
     c->budget = 0;
     c->retired_end = s->retired;
@@ -462,6 +473,9 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_cor
     atomic_store(&c->pv_unhalted, (s->flags & KVS_CORE_PV_UNHALTED) != 0);
     c->io_trap = (struct io_trap){ .info = (uint32_t)s->io_trap_info, .retired = s->retired, .rip = s->io_trap_rip,
                                    .rcx = s->io_trap_rcx, .rsi = s->io_trap_rsi, .rdi = s->io_trap_rdi };
+    c->monitor = (struct monitor){ .armed = s->monitor_line & 1, .waiting = s->monitor_line >> 1 & 1,
+                                   .any_interrupt = s->monitor_line >> 2 & 1, .line = s->monitor_line & ~63ull,
+                                   .digest = s->monitor_digest, .deadline = s->mwait_deadline, .rip = s->mwait_rip };
     return give(c, KVS_OK);
 }
 

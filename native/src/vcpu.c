@@ -83,6 +83,7 @@ static void common_reset(struct kvs_vcpu *c)
     memset(c->pdptr, 0, sizeof c->pdptr);
     c->cpl = 0;
     c->int_shadow = 0;
+    memset(&c->monitor, 0, sizeof c->monitor);
     memset(&c->exc, 0, sizeof c->exc);
     c->pending_dbg = 0;
     c->nmi_masked = c->triple_fault = c->in_smm = c->smm_inside_nmi = c->shut_down = false;

@@ -135,6 +135,16 @@ struct rmw {
     _Alignas(16) uint8_t data[16];
 };
 
+#define MWAIT_MAX 10000000u /* ns: no wait is longer */
+/* The line that MONITOR has armed, and MWAIT's wait for a store to it. */
+struct monitor {
+    bool armed, waiting;
+    bool any_interrupt; /* an interrupt ends the wait even while IF is clear */
+    uint64_t line, digest;   /* its guest physical address, its contents */
+    uint64_t deadline;       /* VM clock, ns */
+    uint64_t rip;            /* behind MWAIT: whoever moves the vCPU from there has ended the wait */
+};
+
 #define MC_BANKS 10u
 enum { MCE_NONE, MCE_EXCEPTION, MCE_SHUTDOWN };
 
@@ -179,6 +189,7 @@ struct kvs_vcpu {
     uint64_t msr_kvm_steal_time, msr_kvm_pv_eoi;
     struct steal { int thread, fd; bool counts; uint64_t seen, updated; } steal; /* irqchip/paravirt.c */
     uint64_t msr_mc[4 * MC_BANKS]; /* CTL, STATUS, ADDR, MISC */
+    struct monitor monitor;
     uint8_t mce_pending;     /* MCE_...: before the next instruction */
     uint32_t smbase;
     uint64_t msr_smi_count;

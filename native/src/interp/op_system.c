@@ -527,16 +527,6 @@ OPX(wrmsr)
     return serialized(ST_OK);
 }
 
-/* MONITOR never arms and MWAIT always finds a reason to go on, which both may. */
-OPX(monitor)
-{
-    uint8_t byte;
-    if (c->cpl != 0) return raise_ud(c);
-    if (REG32(RCX) != 0) return raise_gp(c, 0);
-    return vread(c, i->seg & ~(uint32_t)INSN_FAST, reg_get(c, RAX, INSN_ASIZE(i)), &byte, 1);
-}
-OPX(mwait) { return c->cpl != 0 ? raise_ud(c) : REG32(RCX) != 0 ? raise_gp(c, 0) : ST_OK; }
-
 /* Both of them on every processor: under KVM the host's own form is patched in. */
 static int hypercall(OPARGS)
 {

@@ -14,7 +14,7 @@ enum { EAX_, EBX_, ECX_, EDX_ };
 #define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
                BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
 /* What runs as the instructions of the host is taken out where that has them not: see host_lacks. */
-#define ECX_1 (BIT(0) | BIT(1) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | \
+#define ECX_1 (BIT(0) | BIT(1) | BIT(3) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | \
                BIT(25) | BIT(26) | BIT(28) | BIT(29) | BIT(30) | BIT(31))
 /* FSGSBASE, TSC_ADJUST, BMI1, AVX2, SMEP, BMI2, ERMS (REP MOVSB works in bulk here), INVPCID, RDSEED, ADX, SMAP,
  * CLFLUSHOPT, CLWB, SHA */
@@ -41,6 +41,9 @@ static const struct kvs_cpuid_entry2 offered[] = {
     { .function = 4, .index = 1, .flags = INDEXED, .eax = 0x122, .ebx = 63 | 1 << 22, .ecx = 511 },
     { .function = 4, .index = 2, .flags = INDEXED, .eax = 0x143, .ebx = 63 | 15 << 22, .ecx = 511 },
     { .function = 4, .index = 3, .flags = INDEXED },
+    /* Lines of 64 bytes, interrupts may end a wait while they are masked; no sub-states are listed: kernels then idle with
+     * HLT, which waits without looking. */
+    { .function = 5, .eax = 64, .ebx = 64, .ecx = 3 },
     { .function = 6, .eax = 4 }, /* ARAT: the APIC timer never stops */
     { .function = 7, .index = 0, .flags = INDEXED, .eax = 1, .ebx = (uint32_t)EBX_7, .ecx = (uint32_t)ECX_7, .edx = (uint32_t)EDX_7 },
     { .function = 7, .index = 1, .flags = INDEXED, .eax = (uint32_t)EAX_7_1 },

@@ -73,6 +73,9 @@ void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budge
 #define MISC_ENABLE_MONITOR BIT(18)
 #define MISC_ENABLE_XD_DISABLE BIT(34)
 
+/* ---- MONITOR (interp/op_monitor.c) ---- */
+bool monitor_triggered(const struct kvs_vcpu *c); /* was the line written? By a thread in guest code. */
+
 /* ---- machine checks (mce.c) ---- */
 #define MCG_STATUS_MCIP 4ull
 void mce_reset(struct kvs_vcpu *c);

@@ -185,6 +185,7 @@ internal unsafe struct KvsTranslation
 internal unsafe struct KvsCoreState
 {
     public ulong Retired, Flags;
+    public ulong MonitorLine, MonitorDigest, MwaitDeadline, MwaitRip;
     public ulong IoTrapInfo, IoTrapRip, IoTrapRcx, IoTrapRsi, IoTrapRdi;
     public fixed ulong Reserved[5];
 }
