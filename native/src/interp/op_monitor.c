@@ -13,9 +13,9 @@
 #define LINE 64u
 
 /* False: no memory there. */
-static bool line_digest(const struct kvs_vcpu *c, uint64_t gpa, uint64_t *digest)
+static bool line_digest(struct kvs_vcpu *c, uint64_t gpa, uint64_t *digest)
 {
-    const uint8_t *host = gpa_to_host(c->vm, gpa, NULL, NULL);
+    const uint8_t *host = gpa_to_host(vcpu_slots(c), gpa, NULL, NULL);
     if (!host) return false;
     uint64_t h = 0x9e3779b97f4a7c15ull;
     for (uint32_t k = 0; k < LINE; k += 8) {
@@ -27,7 +27,7 @@ static bool line_digest(const struct kvs_vcpu *c, uint64_t gpa, uint64_t *digest
     return true;
 }
 
-bool monitor_triggered(const struct kvs_vcpu *c)
+bool monitor_triggered(struct kvs_vcpu *c)
 {
     uint64_t digest;
     return !line_digest(c, c->monitor.line, &digest) || digest != c->monitor.digest;

@@ -74,7 +74,7 @@ void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budge
 #define MISC_ENABLE_XD_DISABLE BIT(34)
 
 /* ---- MONITOR (interp/op_monitor.c) ---- */
-bool monitor_triggered(const struct kvs_vcpu *c); /* was the line written? By a thread in guest code. */
+bool monitor_triggered(struct kvs_vcpu *c); /* was the line written? By a thread in guest code. */
 
 /* ---- machine checks (mce.c) ---- */
 #define MCG_STATUS_MCIP 4ull

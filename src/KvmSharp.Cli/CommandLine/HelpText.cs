@@ -21,7 +21,7 @@ internal static class HelpText
           --initrd FILE          its initial RAM disk or module
           --append TEXT          its command line ('run debian': added to console=ttyS0)
           --memory SIZE          guest memory, for example 512M (the default) or 1G
-          --cpu MODEL,+f,-f      x86-64-v1, -v2 (the default), -v3, qemu64 or max, and changed features;
+          --cpu MODEL,+f,-f      x86-64-v1, -v2, -v3, qemu64 or max (the default), and changed features;
                                  vendor=GenuineIntel or vendor=AuthenticAMD
           --cpus N               processors; default 1
           --serial stdio|file=F|off     where COM1 leads (default: stdio)

@@ -59,8 +59,8 @@ public sealed class CpuModel
         _required = required;
     }
 
-    /// <summary>x86-64-v2.</summary>
-    public static CpuModel Default => Models[1];
+    /// <summary>max: all features that the execution core has on this host.</summary>
+    public static CpuModel Default => Models[^1];
 
     /// <summary>The names that <see cref="Parse"/> knows.</summary>
     public static IReadOnlyList<string> ModelNames => [.. Models.Select(m => m.Name)];

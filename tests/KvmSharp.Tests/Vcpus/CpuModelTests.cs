@@ -3,17 +3,23 @@ namespace KvmSharp.Tests.Vcpus;
 public sealed class CpuModelTests
 {
     [Fact]
-    public void DefaultIsLevelTwo()
+    public void DefaultIsAllThatTheCoreHas()
     {
-        Assert.Equal("x86-64-v2", CpuModel.Default.Name);
-        foreach (var name in (string[])["sse4.2", "popcnt", "cx16", "ssse3", "lahf-lm", "nx", "lm", "syscall", "smep"])
-        {
-            Assert.Contains(name, CpuModel.Default.Features);
-        }
-        foreach (var name in (string[])["avx", "xsave", "bmi1", "movbe", "fma"])
-        {
-            Assert.DoesNotContain(name, CpuModel.Default.Features);
-        }
+        Assert.Equal("max", CpuModel.Default.Name);
+        Assert.All(CpuModel.SupportedFeatureNames, f => Assert.Contains(f, CpuModel.Default.Features));
+        // What the core or this host lacks is not in the leaves.
+        var supported = CpuModel.SupportedFeatureNames;
+        var leaves = CpuModel.Default.BuildCpuid(0, 2);
+        Assert.All(CpuFeature.All.Where(f => !supported.Contains(f.Name) && f.Name != "ht"), f => Assert.DoesNotContain(leaves, l => f.IsIn(l)));
+        Assert.All(CpuFeature.All.Where(f => supported.Contains(f.Name)), f => Assert.Contains(leaves, l => f.IsIn(l)));
+    }
+
+    [Fact]
+    public void LevelTwoHasItsFeaturesAndNoMore()
+    {
+        var features = CpuModel.Parse("x86-64-v2").Features;
+        Assert.All((string[])["sse4.2", "popcnt", "cx16", "ssse3", "lahf-lm", "nx", "lm", "syscall", "smep"], f => Assert.Contains(f, features));
+        Assert.All((string[])["avx", "xsave", "bmi1", "movbe", "fma", "pku", "la57", "monitor"], f => Assert.DoesNotContain(f, features));
     }
 
     [Theory]
@@ -84,7 +90,7 @@ public sealed class CpuModelTests
     public void LevelThreeIsLevelTwoAndMore()
     {
         var features = CpuModel.Parse("x86-64-v3").Features;
-        Assert.All(CpuModel.Default.Features, f => Assert.Contains(f, features));
+        Assert.All(CpuModel.Parse("x86-64-v2").Features, f => Assert.Contains(f, features));
         Assert.All((string[])["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"], f => Assert.Contains(f, features));
         Assert.DoesNotContain("aes", features);
     }
@@ -108,7 +114,7 @@ public sealed class CpuModelTests
             new() { Function = 0xd, Index = 1, Flags = 1, Eax = 0xf },
             new() { Function = 0xd, Index = 2, Flags = 1, Eax = 256, Ebx = 576 },
         ];
-        Assert.Empty(CpuModel.Default.Restrict(core, 0, 1));
+        Assert.Empty(CpuModel.Parse("x86-64-v2").Restrict(core, 0, 1));
         var leaves = CpuModel.Parse("x86-64-v3").Restrict(core, 0, 1);
         Assert.Equal([7u, 7u, 256u], leaves.Select(l => l.Eax)); // XSAVES is not of level 3
         Assert.Equal(832u, leaves[0].Ecx);
