@@ -185,11 +185,15 @@ static void test_shorthands(void)
     CHECK_EQ(apic_rd(v[0], ICR) & 0x1000, 0); /* idle at once */
     /* Broadcast with INIT. */
     apic(v[0], ICR, 0xc4500);
-    CHECK_EQ(atomic_load(&v[0]->mp_state), KVS_MP_STATE_RUNNABLE);
-    CHECK_EQ(atomic_load(&v[2]->mp_state), KVS_MP_STATE_INIT_RECEIVED);
+    CHECK_EQ(atomic_load(&v[0]->signals), 0);
+    CHECK_EQ(atomic_load(&v[2]->signals), SIG_INIT);
     apic(v[0], ICR, 0xc4699);
-    CHECK_EQ(v[1]->sipi_vector, 0x99);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_SIPI_RECEIVED);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT | SIG_SIPI | 0x9900);
+    /* SMI: there when the machine has system-management mode. */
+    vm->config.flags = KVS_VM_SMM;
+    apic(v[0], ICR, 0xc0200);
+    CHECK_EQ(atomic_load(&v[0]->signals), 0);
+    CHECK(atomic_load(&v[2]->signals) & SIG_SMI);
     scrap(vm);
 }
 
@@ -295,7 +299,7 @@ static void test_lint0(void)
     irqchip_set_line(vm, 3, 0);
     apic(c, LINT0, 0x500);
     irqchip_set_line(vm, 3, 1);
-    CHECK_EQ(atomic_load(&c->mp_state), KVS_MP_STATE_INIT_RECEIVED);
+    CHECK_EQ(atomic_load(&c->signals), SIG_INIT);
     /* Writable bits. */
     apic(c, LVT_THERMAL, 0xffffffff);
     CHECK_EQ(apic_rd(c, LVT_THERMAL), 0x107ff);
@@ -367,11 +371,16 @@ static void test_ioapic_modes(void)
     irqchip_set_line(vm, 20, 0);
     ioapic_wr(vm, pin, 0x500);
     irqchip_set_line(vm, 20, 1);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_INIT_RECEIVED);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT);
     irqchip_set_line(vm, 20, 0);
     ioapic_wr(vm, pin, 0x650); /* start-up is for software: reserved here */
     irqchip_set_line(vm, 20, 1);
-    CHECK_EQ(atomic_load(&v[1]->mp_state), KVS_MP_STATE_INIT_RECEIVED);
+    CHECK_EQ(atomic_load(&v[1]->signals), SIG_INIT);
+    irqchip_set_line(vm, 20, 0);
+    vm->config.flags = KVS_VM_SMM;
+    ioapic_wr(vm, pin, 0x200);
+    irqchip_set_line(vm, 20, 1);
+    CHECK(atomic_load(&v[1]->signals) & SIG_SMI);
     irqchip_set_line(vm, 20, 0);
 
     /* Lowest priority, level: remote IRR as with fixed. */
