@@ -531,6 +531,9 @@ static void debug_trap(struct kvs_vcpu *c)
     uint64_t dr6 = c->pending_dbg;
     if (c->int_shadow == 1) return; /* held back by MOV SS */
     c->pending_dbg = 0;
+    /* SDM 2 "HLT": a debug exception ends the halt, be it the trap of the HLT itself */
+    uint32_t halted = KVS_MP_STATE_HALTED;
+    atomic_compare_exchange_strong(&c->mp_state, &halted, KVS_MP_STATE_RUNNABLE);
     raise_debug(c, dr6);
 }
 

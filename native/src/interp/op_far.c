@@ -21,7 +21,14 @@ OPX(int1)
 OPX(int_n)
 {
     /* SDM 3B "Virtual-8086 Mode": INT n is sensitive to IOPL, INT3 and INTO are not */
-    if (is_v86(c) && iopl(c) < 3) return raise_gp(c, 0);
+    if (is_v86(c)) {
+        bool done;
+        uint64_t rip = c->rip;
+        c->rip = insn_next_rip(c, i);
+        int st = v86_interrupt(c, (uint8_t)i->imm, &done);
+        if (st != ST_OK || done) return jumped(st);
+        c->rip = rip;
+    }
     return software_interrupt(c, i, budget, (uint8_t)i->imm, INT_SOFT);
 }
 OPX(into)

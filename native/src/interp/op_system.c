@@ -18,15 +18,26 @@ static bool may_change_if(const struct kvs_vcpu *c)
     return !is_protected(c) || (is_v86(c) ? iopl(c) == 3 : c->cpl <= iopl(c));
 }
 
+/* SDM 3B "Virtual-8086 Mode Extensions" and "Protected-Mode Virtual Interrupts": VIF takes the place of IF */
+static bool has_virtual_if(const struct kvs_vcpu *c)
+{
+    return is_v86(c) ? (c->cr4 & CR4_VME) != 0 : c->cpl == 3 && (c->cr4 & CR4_PVI);
+}
+
 OPX(cli)
 {
-    if (!may_change_if(c)) return raise_gp(c, 0);
-    c->eflags &= ~FLAG_IF;
+    if (LIKELY(may_change_if(c))) c->eflags &= ~FLAG_IF;
+    else if (has_virtual_if(c)) c->eflags &= ~FLAG_VIF;
+    else return raise_gp(c, 0);
     return ST_OK;
 }
 OPX(sti)
 {
-    if (!may_change_if(c)) return raise_gp(c, 0);
+    if (UNLIKELY(!may_change_if(c))) {
+        if (!has_virtual_if(c) || (c->eflags & FLAG_VIP)) return raise_gp(c, 0);
+        c->eflags |= FLAG_VIF;
+        return ST_OK;
+    }
     if (!(c->eflags & FLAG_IF)) c->int_shadow = 2;
     c->eflags |= FLAG_IF;
     return ST_END;
@@ -34,18 +45,27 @@ OPX(sti)
 
 OPX(pushf)
 {
-    if (is_v86(c) && iopl(c) < 3) return raise_gp(c, 0);
-    return push(c, flags_read(c) & ~(FLAG_VM | FLAG_RF), INSN_OSIZE(i));
+    uint32_t flags = flags_read(c) & ~(FLAG_VM | FLAG_RF);
+    if (is_v86(c) && iopl(c) < 3) {
+        if (!vme_flags(c, INSN_OSIZE(i))) return raise_gp(c, 0);
+        flags = vme_image(c);
+    }
+    return push(c, flags, INSN_OSIZE(i));
 }
 
 /* SDM 2 "POPF/POPFD/POPFQ", table of effects */
 OPX(popf)
 {
     uint32_t size = INSN_OSIZE(i), mask = FLAGS_STATUS | FLAG_TF | FLAG_DF | FLAG_NT, clear = FLAG_RF;
-    uint64_t v;
-    if (is_v86(c) && iopl(c) < 3) return raise_gp(c, 0);
+    uint64_t v, rsp = c->gpr[RSP];
+    bool virtual_if = is_v86(c) && iopl(c) < 3;
+    if (virtual_if && !vme_flags(c, size)) return raise_gp(c, 0);
     int st = pop(c, &v, size);
     if (st != ST_OK) return st;
+    if (virtual_if) {
+        if ((st = vme_load(c, (uint32_t)v)) != ST_OK) c->gpr[RSP] = rsp;
+        return st == ST_OK ? ST_END : st;
+    }
     if (size > 2) mask |= FLAG_AC | FLAG_ID;
     if (c->cpl == 0) mask |= FLAG_IOPL;
     if (c->cpl <= iopl(c)) mask |= FLAG_IF;

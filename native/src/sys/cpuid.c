@@ -11,7 +11,7 @@
 enum { EAX_, EBX_, ECX_, EDX_ };
 
 #define SIGNATURE 0x00060fb1u /* family 15, model 107, stepping 1 */
-#define EDX_1 (BIT(0) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
+#define EDX_1 (BIT(0) | BIT(1) | BIT(2) | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(9) | BIT(11) | BIT(12) | \
                BIT(13) | BIT(14) | BIT(15) | BIT(16) | BIT(17) | BIT(19) | BIT(23) | BIT(24) | BIT(25) | BIT(26))
 /* What runs as the instructions of the host is taken out where that has them not: see host_lacks. */
 #define ECX_1 (BIT(0) | BIT(1) | BIT(3) | BIT(9) | BIT(12) | BIT(13) | BIT(17) | BIT(19) | BIT(20) | BIT(21) | BIT(22) | BIT(23) | BIT(24) | \

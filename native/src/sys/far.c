@@ -409,15 +409,17 @@ static int iret_real(struct kvs_vcpu *c, uint32_t size)
 {
     uint64_t rip, cs, flags;
     int st;
-    if (is_v86(c) && iopl(c) < 3) return raise_gp(c, 0);
+    bool virtual_if = is_v86(c) && iopl(c) < 3;
+    if (virtual_if && !vme_flags(c, size)) return raise_gp(c, 0);
     if ((st = stack_peek(c, 0, &rip, size)) != ST_OK || (st = stack_peek(c, size, &cs, size)) != ST_OK ||
         (st = stack_peek(c, 2 * size, &flags, size)) != ST_OK) return st;
     if (rip > (is_v86(c) ? 0xffffu : c->seg[SEG_CS].limit)) return raise_gp(c, 0);
     uint32_t mask = FLAGS_STATUS | FLAG_TF | FLAG_IF | FLAG_DF | FLAG_NT;
     if (!is_v86(c)) mask |= FLAG_IOPL;
     if (size > 2) mask |= FLAG_RF | FLAG_AC | FLAG_ID;
+    if (virtual_if && (st = vme_load(c, (uint32_t)flags)) != ST_OK) return st;
     stack_adjust(c, 3 * size, stack_width(c));
-    iret_flags(c, (uint32_t)flags, mask);
+    if (!virtual_if) iret_flags(c, (uint32_t)flags, mask);
     load_segment_real(c, SEG_CS, (uint16_t)cs);
     c->rip = rip;
     return ST_OK;

@@ -65,6 +65,14 @@ int far_iret(struct kvs_vcpu *c, uint32_t size);
 /* #GP(0) unless off may be the RIP of code segment attributes attr with limit. */
 int code_check_rip(struct kvs_vcpu *c, uint32_t attr, uint32_t limit, uint64_t off);
 
+/* ---- v86.c: virtual-8086 mode with CR4.VME at IOPL < 3 ---- */
+/* May instructions that move FLAGS of this size run there? */
+static inline bool vme_flags(const struct kvs_vcpu *c, uint32_t size) { return (c->cr4 & CR4_VME) && size == 2; }
+uint32_t vme_image(const struct kvs_vcpu *c);          /* FLAGS as they are pushed: IOPL 3, VIF in the place of IF */
+int vme_load(struct kvs_vcpu *c, uint32_t flags);      /* FLAGS that were popped: 0 or ST_FAULT */
+/* INT n in virtual-8086 mode: *done, the program's own handler runs; else the processor's is to be entered. */
+int v86_interrupt(struct kvs_vcpu *c, uint8_t vector, bool *done);
+
 /* ---- task.c ---- */
 enum { TASK_JUMP, TASK_CALL, TASK_INTERRUPT, TASK_IRET };
 /*
