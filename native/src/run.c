@@ -500,6 +500,7 @@ static int step(struct kvs_vcpu *c)
     bool tf = c->eflags & FLAG_TF;
     int st;
     c->int_shadow = 0;
+    c->eflags &= ~FLAG_RF; /* it was for this instruction */
     struct block *b = block_find(c, 1, &st);
     if (!b) return st;
     if (c->trace) trace_record(c);
@@ -514,6 +515,8 @@ static int step(struct kvs_vcpu *c)
         st = fn(c, b->insn, 1);
     c->budget += rest;
     bool done = st != ST_FAULT && st != ST_EXIT && st != ST_AGAIN;
+    /* SDM 3B "Instruction-Breakpoint Exception Condition": RF lasts until a repeated instruction is through */
+    if ((c->dr7 & 0xff) && (more || st == ST_EXIT || st == ST_AGAIN)) c->eflags |= FLAG_RF;
     if (!done) {
         if (st == ST_EXIT) c->int_shadow = shadow; /* the instruction comes again */
         return st;

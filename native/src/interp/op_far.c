@@ -16,7 +16,13 @@ OPX(int3) { return software_interrupt(c, i, budget, EXC_BP, INT_INT3); }
 OPX(int1)
 {
     /* SDM 2 "INT n/INTO/INT3/INT1": a #DB that IOPL and gate DPL do not stop; DR6 is left alone */
-    return software_interrupt(c, i, budget, EXC_DB, INT_INT1);
+    const uint64_t held = c->pending_dbg; /* data breakpoints of a MOV SS before it: they are of the same #DB */
+    int st = software_interrupt(c, i, budget, EXC_DB, INT_INT1);
+    if (UNLIKELY(held) && st == ST_LOOKUP) {
+        c->dr6 = (c->dr6 & ~0xfull) | held;
+        c->pending_dbg = 0;
+    }
+    return st;
 }
 OPX(int_n)
 {

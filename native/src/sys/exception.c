@@ -125,8 +125,9 @@ struct event { uint8_t vector; bool is_soft, has_error; uint32_t error, ext, fla
 static uint32_t flags_image(const struct kvs_vcpu *c, uint8_t vector, int kind)
 {
     uint32_t f = flags_read(c);
-    if (kind == INT_EXTERNAL || kind == INT_NMI) return f;
-    return kind == INT_HARD_EXCEPTION && vector != EXC_DB && vector != EXC_MC ? f | FLAG_RF : f & ~FLAG_RF;
+    /* Set already in the middle of a repeated instruction, which debug traps and interrupts leave for a while. */
+    if (kind == INT_EXTERNAL || kind == INT_NMI || (kind == INT_HARD_EXCEPTION && vector == EXC_DB)) return f;
+    return kind == INT_HARD_EXCEPTION && vector != EXC_MC ? f | FLAG_RF : f & ~FLAG_RF;
 }
 
 /* SDM 3B "Interrupt and Exception Handling" of the real-address mode */
