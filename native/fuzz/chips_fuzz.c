@@ -61,8 +61,9 @@ static uint8_t *mov_eax(uint8_t *p, uint32_t v) { *p++ = 0xb8; st32(p, v); retur
 
 static uint8_t *write_access(struct rng *r, uint8_t *p)
 {
-    static const uint32_t msrs[] = { 0x1b, 0x6e0, 0x10, 0x3b, 0x4b564d00, 0x4b564d01, 0x11, 0x12, 0x174, 0x277, 0x2ff, 0x1a0, 0xc0000080, 0x4b564d05 };
-    switch (rnd_below(r, 9)) {
+    static const uint32_t msrs[] = { 0x1b, 0x6e0, 0x10, 0x3b, 0x4b564d00, 0x4b564d01, 0x11, 0x12, 0x174, 0x277, 0x2ff, 0x1a0, 0xc0000080, 0x4b564d05,
+                                     0x4b564d03, 0x4b564d04, 0x4b564d04 };
+    switch (rnd_below(r, 10)) {
     case 0: case 1: { /* OUT DX */
         *p++ = 0xba; st32(p, port(r)); p += 4;
         p = mov_eax(p, device_value(r));
@@ -92,6 +93,18 @@ static uint8_t *write_access(struct rng *r, uint8_t *p)
         p = mov_eax(p, m == 0x1b ? 0xfee00000 | rnd_below(r, 16) << 8 : device_value(r));
         *p++ = 0xba; st32(p, rnd_one(r, 2) ? 0 : rnd_below(r, 256)); p += 4;
         *p++ = 0x0f; *p++ = rnd_one(r, 4) ? 0x32 : 0x30;
+        break;
+    }
+    case 8: { /* VMMCALL with EAX, EBX, ECX, EDX, ESI */
+        static const uint8_t calls[] = { 1, 5, 9, 10, 11, 12 };
+        p = mov_eax(p, rnd_one(r, 16) ? (uint32_t)rnd(r) : calls[rnd_below(r, ARRAY_SIZE(calls))]);
+        for (uint32_t n = 0; n < 4; n++) {
+            static const uint8_t mov[] = { 0xbb, 0xb9, 0xba, 0xbe };
+            *p++ = mov[n];
+            st32(p, rnd_one(r, 4) ? device_value(r) : n == 3 ? rnd_below(r, 0x800) : rnd_below(r, 4));
+            p += 4;
+        }
+        *p++ = 0x0f; *p++ = 0x01; *p++ = 0xd9;
         break;
     }
     default: { /* STI, CLI, HLT, PAUSE, MOV CR8 has no 32-bit form: LOCK-free RMW on the device */
