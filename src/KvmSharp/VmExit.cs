@@ -19,6 +19,8 @@ public enum VmExitKind
     Fault,
     /// <summary>The host stopped the machine.</summary>
     Stopped,
+    /// <summary>The guest's kernel told through <see cref="Devices.PvPanic"/> that it has panicked.</summary>
+    Panicked,
 }
 
 /// <summary>How a machine came to its end.</summary>

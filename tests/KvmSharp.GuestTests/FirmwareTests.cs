@@ -73,6 +73,39 @@ public sealed class FirmwareTests
     }
 
     [Fact]
+    public async Task SavedMachineGoesOnElsewhere()
+    {
+        using var disc = new RawBlockBackend(new MemoryImageStore(await GrubDisc.GetAsync()));
+        PcMachineOptions WithDisc(PcMachineOptions options) => options with { IdeDrives = [new IdeCdRomOptions(disc)] };
+        MachineState state;
+        await using (ScreenGuest first = await ScreenGuest.StartAsync(WithDisc))
+        {
+            await first.WaitForTextAsync("memory test");
+            first.Machine.VirtualMachine.Pause();
+            state = first.Machine.VirtualMachine.SaveState();
+        }
+
+        await using ScreenGuest second = await ScreenGuest.StartAsync(WithDisc, machine => machine.LoadState(state));
+        Assert.Contains("*first entry", second.Machine.Display!.GetText(), StringComparison.Ordinal);
+        second.Machine.Keyboard!.Press(Key.Down);
+        await second.WaitForTextAsync("*second entry");
+        second.Machine.Keyboard.Press(Key.Enter);
+        Assert.Equal(43, (await second.WaitForExitAsync()).ExitCode);
+    }
+
+    [Fact]
+    public async Task ResetStartsTheFirmwareAgain()
+    {
+        byte[] image = BootSector.Disk();
+        image[0] = 0xea; // jmp 0xffff:0, the processor's way into a BIOS's reset
+        image[1] = image[2] = 0;
+        image[3] = image[4] = 0xff;
+        using var disk = new RawBlockBackend(new MemoryImageStore(image));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with { IdeDrives = [new IdeDiskOptions(disk)] });
+        Assert.Equal(VmExitKind.Reset, (await guest.WaitForExitAsync()).Kind);
+    }
+
+    [Fact]
     public async Task GrubMenuIsOperatedByKeyboard()
     {
         using var disc = new RawBlockBackend(new MemoryImageStore(await GrubDisc.GetAsync()));

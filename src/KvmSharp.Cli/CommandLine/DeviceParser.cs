@@ -26,6 +26,7 @@ internal static class DeviceParser
 {
     public const string DebugExit = "isa-debug-exit";
     public const string TestDevice = "pc-testdev";
+    public const string Panic = "pvpanic";
     public const string FwCfg = "fw_cfg";
     public const string Random = "virtio-rng";
     public const string Console = "virtio-console";
@@ -37,6 +38,7 @@ internal static class DeviceParser
     {
         [DebugExit] = ["iobase"],
         [TestDevice] = [],
+        [Panic] = [],
         [FwCfg] = ["name", "file"],
         [Random] = ["transport", "seed"],
         [Console] = ["transport", "file"],
@@ -79,6 +81,7 @@ internal static class DeviceParser
             DebugExit => options with { DebugExitPort = properties.TryGetValue("iobase", out string? port) ? ParsePort(port) : DefaultDebugExitPort },
             TestDevice when options.TestDevice => throw Usage($"--device {name} is given twice"),
             TestDevice => options with { TestDevice = true },
+            Panic => options with { PanicDevice = true },
             FwCfg => ParseFwCfg(options, properties),
             _ => options with { Devices = [.. options.Devices, new DeviceArgument(name, properties)] },
         };

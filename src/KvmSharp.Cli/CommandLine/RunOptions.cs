@@ -59,6 +59,8 @@ internal sealed record RunOptions
 
     public bool TestDevice { get; init; }
 
+    public bool PanicDevice { get; init; }
+
     /// <summary>Whether the firmware configuration device is asked for; otherwise the machine decides.</summary>
     public bool FwCfg { get; init; }
 

@@ -123,6 +123,7 @@ internal sealed class RunCommand : IDisposable
             CommandLine = _options.Append ?? "",
             NoReboot = _options.NoReboot,
             TestDevice = _options.TestDevice,
+            PanicDevice = _options.PanicDevice,
             FwCfg = _options.FwCfg ? true : null,
             FwCfgFiles = [.. _options.FwCfgFiles.Select(file => new FwCfgFile(file.Name, ReadFwCfgFile(file.Path)))],
         };

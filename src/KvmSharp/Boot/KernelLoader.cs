@@ -4,7 +4,8 @@ namespace KvmSharp.Boot;
 public static class KernelLoader
 {
     /// <summary>
-    /// Finds out the format of a kernel and loads it: an image with a Multiboot 1 header, a bzImage, or an ELF64 vmlinux. A
+    /// Finds out the format of a kernel and loads it: an image with a Multiboot 1 header, an ELF
+    /// image with a PVH entry point, a bzImage, or an ELF64 vmlinux. A
     /// Multiboot kernel gets the initial RAM disk as its module.
     /// </summary>
     /// <param name="memory">The guest's memory.</param>
@@ -24,6 +25,10 @@ public static class KernelLoader
                 Module = options.Initrd,
                 MemoryMap = options.MemoryMap,
             });
+        }
+        else if (PvhLoader.IsPvh(kernel.Bytes.Span))
+        {
+            PvhLoader.Load(memory, vcpu, kernel, options);
         }
         else if (ElfLoader.IsElf(kernel.Bytes.Span))
         {

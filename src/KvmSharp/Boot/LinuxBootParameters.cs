@@ -134,6 +134,38 @@ internal sealed class LinuxBootParameters
         CpuSetup.EnterProtectedMode(vcpu, _memory, Gdt, new Registers { Rip = entry, Rsi = ZeroPage, Rsp = StackTop });
     }
 
+    /// <summary>Makes the vCPU start at a PVH entry point: Xen, "x86/HVM direct boot ABI".</summary>
+    internal void StartPvh(Vcpu vcpu, uint entry)
+    {
+        const uint Magic = 0x336e_c578;
+        const int Module = 64; // behind the start information, which has 56 bytes
+        const int Ranges = 128;
+        const int RangeLength = 24;
+        var hasModule = _options.Initrd is not null;
+        var count = Math.Min(Map.Count, MaxMapEntries);
+        var info = new byte[Ranges + count * RangeLength];
+        void U32(int offset, uint value) => BinaryPrimitives.WriteUInt32LittleEndian(info.AsSpan(offset), value);
+        void U64(int offset, ulong value) => BinaryPrimitives.WriteUInt64LittleEndian(info.AsSpan(offset), value);
+        U32(0, Magic);
+        U32(4, 1); // version
+        U32(12, hasModule ? 1u : 0);
+        U64(16, hasModule ? ZeroPage + Module : 0);
+        U64(24, CommandLineAddress);
+        U64(32, _options.RsdpAddress?.Value ?? 0);
+        U64(40, ZeroPage + Ranges);
+        U32(48, (uint)count);
+        U64(Module, BinaryPrimitives.ReadUInt32LittleEndian(_page.AsSpan(RamdiskImage)));
+        U64(Module + 8, BinaryPrimitives.ReadUInt32LittleEndian(_page.AsSpan(RamdiskSize)));
+        for (var i = 0; i < count; i++)
+        {
+            U64(Ranges + i * RangeLength, Map[i].Address.Value);
+            U64(Ranges + i * RangeLength + 8, Map[i].Length);
+            U32(Ranges + i * RangeLength + 16, (uint)Map[i].Kind);
+        }
+        _memory.Write(ZeroPage, info);
+        CpuSetup.EnterProtectedMode(vcpu, _memory, Gdt, new Registers { Rip = entry, Rbx = ZeroPage });
+    }
+
     private void Complete()
     {
         _page[LoaderType] = UndefinedLoader;

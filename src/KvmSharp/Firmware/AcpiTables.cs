@@ -21,6 +21,9 @@ internal sealed record AcpiTableOptions
     /// <summary>Whether there is a controller of keyboard and mouse.</summary>
     public bool Keyboard { get; init; }
 
+    /// <summary>Whether there is a <see cref="PvPanic"/>.</summary>
+    public bool PanicDevice { get; init; }
+
     /// <summary>Whether there is a PCI bus as <see cref="PciHost"/> has it.</summary>
     public bool Pci { get; init; }
 
@@ -216,6 +219,12 @@ internal static class AcpiTables
                     .Name("_HID", AmlWriter.EisaId("PNP0501"))
                     .Name("_UID", uid)
                     .NameResources("_CRS", AmlWriter.Ports(port, Uart16550.PortCount), AmlWriter.Irq(irq)));
+            }
+            if (options.PanicDevice)
+            {
+                system.Device("PEVT", d => d
+                    .Name("_HID", "QEMU0001")
+                    .NameResources("_CRS", AmlWriter.Ports((ushort)PvPanic.DefaultPort, 1)));
             }
             if (options.Keyboard)
             {

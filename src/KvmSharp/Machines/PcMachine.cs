@@ -291,6 +291,17 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
 
     private void MapTestDevices()
     {
+        if (Options.PanicDevice)
+        {
+            var machine = VirtualMachine;
+            machine.Ports.Map(new PvPanic(events =>
+            {
+                if ((events & PanicEvents.Panicked) != 0)
+                {
+                    machine.ReportExit(new VmExit(VmExitKind.Panicked, 1, "The guest's kernel has panicked."));
+                }
+            }), PvPanic.DefaultPort, 1);
+        }
         if (Options.TestDevice)
         {
             PcTestDevice.Map(VirtualMachine);
@@ -405,6 +416,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         SerialPorts = [.. SerialResources.Where((_, i) => _serialPorts[i] is not null)],
         RealTimeClock = Options.RealTimeClock,
         Keyboard = Options.HasKeyboard,
+        PanicDevice = Options.PanicDevice,
         Pci = Pci is not null,
         Vga = Display is not null,
         VirtioMmio = _virtioMmio,

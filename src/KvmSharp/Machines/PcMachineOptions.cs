@@ -88,6 +88,12 @@ public sealed record PcMachineOptions
 
     internal bool HasFwCfg => FwCfg ?? (FwCfgFiles.Count != 0 || Firmware is not null || (Kernel is { } kernel && MultibootLoader.IsMultiboot(kernel.Bytes.Span)));
 
+    /// <summary>
+    /// Whether the machine has the device at which a kernel tells that it has panicked: see <see cref="PvPanic"/>. The machine ends
+    /// then, with <see cref="VmExitKind.Panicked"/>, unless a crash kernel takes over.
+    /// </summary>
+    public bool PanicDevice { get; init; }
+
     /// <summary>Whether the machine has a CMOS real-time clock.</summary>
     public bool RealTimeClock { get; init; } = true;
 

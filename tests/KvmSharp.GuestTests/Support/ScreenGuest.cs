@@ -18,7 +18,8 @@ internal sealed class ScreenGuest : IAsyncDisposable
 
     public MemoryCharacterBackend DebugConsole { get; }
 
-    public static async Task<ScreenGuest> StartAsync(Func<PcMachineOptions, PcMachineOptions> change)
+    public static async Task<ScreenGuest> StartAsync(
+        Func<PcMachineOptions, PcMachineOptions> change, Action<VirtualMachine>? beforeStart = null)
     {
         var console = new MemoryCharacterBackend();
         var machine = new PcMachine(change(new PcMachineOptions
@@ -29,6 +30,7 @@ internal sealed class ScreenGuest : IAsyncDisposable
             DebugConsole = console,
             IsaDebugExit = true,
         }));
+        beforeStart?.Invoke(machine.VirtualMachine);
         machine.Start();
         return new ScreenGuest(machine, console);
     }
