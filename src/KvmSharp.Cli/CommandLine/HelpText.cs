@@ -29,6 +29,7 @@ internal static class HelpText
           --disk F[,format=raw|qcow2][,readonly][,serial=S][,queues=N][,interface=ide]     a virtio or an IDE disk
           --cdrom FILE           an image in a CD-ROM drive
           --device isa-debug-exit[,iobase=0xf4]     lets the guest choose the exit status
+          --device pvpanic       a kernel's panic ends the run
           --device virtio-rng[,seed=N]   random bytes; virtio-console,file=F: output to a file;
                                  virtio-balloon,target=SIZE: memory that the guest is to give up
                                  disks and virtio devices take transport=pci (the default) or mmio
