@@ -40,8 +40,10 @@ static bool run_delay(struct kvs_vcpu *c, uint64_t *ns)
         s->counts = false;
     }
     ssize_t n = pread(s->fd, text, sizeof text - 1, 0);
-    if (n <= 0)
+    if (n <= 0) { /* of a thread that has ended: another one got its number */
+        steal_time_close(c);
         return false;
+    }
     text[n] = 0;
     char *second = strchr(text, ' ');
     if (!second)
