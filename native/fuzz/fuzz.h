@@ -74,4 +74,12 @@ static inline int fuzz_main(int argc, char **argv, const char *name, uint64_t ep
         }                                                                                 \
     } while (0)
 
+static inline void machine_check(struct rng *r, struct kvs_vcpu *c)
+{
+    struct kvs_x86_mce m = { .status = rnd(r) | (rnd_one(r, 4) ? 0 : 1ull << 63), .addr = rnd(r), .misc = rnd(r), .mcg_status = rnd(r) & 7,
+                             .bank = (uint8_t)rnd_below(r, 12) };
+    int32_t rc = kvs_vcpu_set_mce(c, &m);
+    FUZZ_CHECK(rc == 0 || rc == -KVS_EINVAL);
+}
+
 #endif

@@ -17,7 +17,7 @@
 #define HOLE 0x200000u
 
 /* Inside RAM; the real-mode vectors lie at 0. */
-enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000, PAE_PDPT = 0x5000, PD32 = 0x6000, PT32 = 0x7000, GDT = 0x8000,
+enum { PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, PT = 0x4000, PML5 = 0x5000, PAE_PDPT = 0x5800, PD32 = 0x6000, PT32 = 0x7000, GDT = 0x8000,
        IDT32 = 0x9000, IDT64 = 0xa000, TSS32 = 0xb000, TSS64 = 0xb800, TSS16 = 0xbc00, LDT = 0xbe00, STACKS = 0xc000, CODE = 0x10000 };
 #define HIGH_HALF 0xffff800000000000ull
 
@@ -37,6 +37,7 @@ static struct machine {
     uint16_t system_rows[ROW_COUNT], system_count;
     uint32_t msrs[256], msr_count;
     uint64_t tried, refused, cr4;
+    bool lam;
     uint32_t engine;   /* KVS_ENGINE_... */
     uint32_t patience; /* with one case, in microseconds */
     bool kicked;       /* the last case took too long */
@@ -115,6 +116,7 @@ static uint64_t pte(struct rng *r, uint64_t pa, bool wide)
     if (x >> 13 & 1) v |= 0x60;
     if (!(x >> 14 & 7)) v |= 0x100;
     if (wide && !(x >> 17 & 15)) v |= 1ull << 63;
+    if (wide && x >> 28 == 1) v |= (uint64_t)(rnd(r) & 15) << 59; /* a protection key */
     if (wide && !(x >> 21 & 255)) v |= 1ull << (36 + (x >> 29));
     return v;
 }
@@ -125,6 +127,9 @@ static void build_paging(struct rng *r)
     put64(PML4, PDPT | 7);
     put64(PML4 + 8 * 256, PDPT | 7);
     put64(PML4 + 8 * 255, rnd(r) & 0x3f027);
+    put64(PML5, PML4 | 7);
+    put64(PML5 + 8 * 511, PML4 | 7);
+    put64(PML5 + 8 * 2, rnd(r) & 0x3f067);
     put64(PDPT, PD | 7);
     put64(PDPT + 8, pte(r, 0, true) | 0x80);
     put64(PD, PT | 7);
@@ -267,8 +272,10 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
     if (rnd_one(r, 4)) s.cr4 |= rnd(r) & (CR4_SMEP | CR4_SMAP | CR4_UMIP | CR4_PVI);
     if (rnd_one(r, 2)) s.cr4 |= CR4_OSXSAVE | (rnd(r) & CR4_FSGSBASE);
     if (lm && rnd_one(r, 4)) s.cr4 |= CR4_PCIDE;
+    if (rnd_one(r, 4)) s.cr4 |= rnd(r) & (CR4_PKE | CR4_LA57 | CR4_LAM_SUP | CR4_MCE);
     s.cr4 &= g.cr4;
-    s.cr3 = !paging ? 0 : lm ? PML4 : pae ? PAE_PDPT : PD32;
+    s.cr3 = !paging ? 0 : !lm ? (pae ? PAE_PDPT : PD32) : s.cr4 & CR4_LA57 ? PML5 : PML4;
+    if (lm && g.lam && rnd_one(r, 4)) s.cr3 |= rnd(r) & (CR3_LAM_U48 | CR3_LAM_U57);
     s.efer = (rnd(r) & (EFER_SCE | EFER_NX)) | (lm ? EFER_LME | EFER_LMA : 0);
     s.cr8 = g.irqchip ? rnd(r) & 15 : 0;
     if (rnd_one(r, 64)) ((uint8_t *)&s)[rnd_below(r, sizeof s)] ^= (uint8_t)(1 << rnd_below(r, 8));
@@ -315,6 +322,17 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
     return bits;
 }
 
+/* Components that LDMXCSR and FXRSTOR do not reach: PKRU, and the upper halves of vectors. */
+static void set_keys(struct rng *r)
+{
+    struct kvs_xsave x;
+    struct kvs_xcrs xcrs = { .nr_xcrs = 1, .xcrs[0] = { .value = rnd_one(r, 2) ? 0x207 : 7 } };
+    kvs_vcpu_set_xcrs(g.c, &xcrs); /* refused where the host has no AVX */
+    FUZZ_CHECK(kvs_vcpu_get_xsave(g.c, &x) == 0);
+    for (uint32_t i = 576; i < sizeof x; i += 8) st64((uint8_t *)&x + i, rnd_one(r, 2) ? rnd(r) : 0);
+    FUZZ_CHECK(kvs_vcpu_set_xsave(g.c, &x) == 0);
+}
+
 /* ---- running ---- */
 static void answer(struct rng *r)
 {
@@ -333,6 +351,7 @@ static void answer(struct rng *r)
     default: break;
     }
     if (rnd_one(r, 16)) kvs_vcpu_nmi(g.c);
+    if (rnd_one(r, 32)) machine_check(r, g.c);
     if (!g.irqchip && rnd_one(r, 8)) kvs_vcpu_interrupt(g.c, rnd_below(r, 256));
     if (g.irqchip && rnd_one(r, 8)) kvs_irq_line(g.vm, rnd_below(r, 26), rnd_below(r, 2));
     if (rnd_one(r, 32)) kvs_vcpu_kick(g.c);
@@ -357,6 +376,12 @@ static void save_and_load(struct rng *r)
     FUZZ_CHECK(kvs_vcpu_set_events(g.c, &e) == 0);
     kvs_vcpu_get_sregs(g.c, &s2);
     FUZZ_CHECK(!memcmp(&s, &s2, sizeof s));
+    struct kvs_xsave v, v2;
+    struct kvs_core_state k, k2;
+    FUZZ_CHECK(kvs_vcpu_get_xsave(g.c, &v) == 0 && kvs_vcpu_set_xsave(g.c, &v) == 0 && kvs_vcpu_get_xsave(g.c, &v2) == 0);
+    FUZZ_CHECK(!memcmp(&v, &v2, sizeof v));
+    FUZZ_CHECK(kvs_vcpu_get_core_state(g.c, &k) == 0 && kvs_vcpu_set_core_state(g.c, &k) == 0 && kvs_vcpu_get_core_state(g.c, &k2) == 0);
+    FUZZ_CHECK(!memcmp(&k, &k2, sizeof k));
     (void)r;
 }
 
@@ -381,6 +406,7 @@ static void one(struct rng *r)
         struct kvs_guest_debug d = { .control = KVS_GUESTDBG_ENABLE | KVS_GUESTDBG_SINGLESTEP };
         kvs_vcpu_set_guest_debug(g.c, &d);
     }
+    if (rnd_one(r, 4)) set_keys(r);
     watch(g.c);
     for (uint32_t exits = 0; exits < 24; exits++) {
         int32_t rc = kvs_vcpu_run(g.c);
@@ -428,8 +454,13 @@ static void machine_create(struct rng *r)
             if (!(cpuid[i].ebx >> 7 & 1)) g.cr4 &= ~(uint64_t)CR4_SMEP;
             if (!(cpuid[i].ebx >> 20 & 1)) g.cr4 &= ~(uint64_t)CR4_SMAP;
             if (!(cpuid[i].ecx >> 2 & 1)) g.cr4 &= ~(uint64_t)CR4_UMIP;
+            if (!(cpuid[i].ecx >> 3 & 1)) g.cr4 &= ~(uint64_t)CR4_PKE;
+            if (!(cpuid[i].ecx >> 16 & 1)) g.cr4 &= ~(uint64_t)CR4_LA57;
+        } else if (cpuid[i].function == 7 && cpuid[i].index == 1) {
+            g.lam = cpuid[i].eax >> 26 & 1;
         }
     }
+    if (!g.lam) g.cr4 &= ~(uint64_t)CR4_LAM_SUP;
     struct kvs_msr_entry msrs[] = {
         { 0xc0000081, 0, (uint64_t)(S_UCODE16 | 3) << 48 | (uint64_t)S_CODE64 << 32 }, { 0xc0000082, 0, CODE + 0x100 }, { 0xc0000083, 0, CODE + 0x200 },
         { 0xc0000084, 0, rnd(r) & 0x7fff }, { 0x174, 0, S_CODE32 }, { 0x175, 0, STACKS + 0x1000 }, { 0x176, 0, CODE + 0x300 },

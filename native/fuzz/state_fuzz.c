@@ -112,6 +112,7 @@ static void set_something(struct rng *r)
         struct kvs_translation t = { .linear_address = rnd_value(r) };
         kvs_vcpu_translate(c, &t);
         kvs_vcpu_set_trace(c, rnd_one(r, 8) ? rnd_below(r, 64) : 0);
+        machine_check(r, c);
         break;
     }
     case 15: case 16: IMAGE(struct kvs_lapic_state, lapic); break;
