@@ -179,11 +179,8 @@ static inline int rm_write(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_
     return ST_OK;
 }
 
-/* RIP of this instruction and of the next, truncated to the code size. */
-static inline uint64_t rip_truncate(const struct kvs_vcpu *c, uint64_t rip)
-{
-    return is_code64(c) ? rip : (c->mode & MODE_SIZE) == MODE_32 ? (uint32_t)rip : (uint16_t)rip;
-}
+/* RIP of this instruction and of the next. 16-bit code may run above 64 KiB where the limit of CS allows it. */
+static inline uint64_t rip_truncate(const struct kvs_vcpu *c, uint64_t rip) { return is_code64(c) ? rip : (uint32_t)rip; }
 static inline uint64_t insn_rip(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     return rip_truncate(c, c->gpr[GPR_RIPBASE] + i->off);

@@ -15,7 +15,7 @@ static uint64_t offset_add(const struct kvs_insn *i, uint64_t off, uint64_t add)
 static bool selected(const uint8_t *mask, uint32_t n, uint32_t size) { return mask[n * size + size - 1] & 0x80; }
 
 /* ---- masked loads and stores, element by element ---- */
-/* The linear address of an element: no alignment check, whatever its size. */
+/* The linear address of an element: no alignment check, whatever its size. Offsets of elements do not wrap at 64 KiB. */
 static int element_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t off, uint32_t size, int access, uint64_t *la)
 {
     uint64_t room;
@@ -30,13 +30,13 @@ static int masked_access(struct kvs_vcpu *c, const struct kvs_insn *i, uint8_t *
     uint32_t count = (INSN_VL(i) ? 32 : 16) / size;
     for (uint32_t n = 0; access == ACC_W && n < count; n++) { /* all or nothing */
         if (!selected(mask, n, size)) continue;
-        int st = element_address(c, i, offset_add(i, off, n * size), size, access, &la);
+        int st = element_address(c, i, off + n * size, size, access, &la);
         if (st == ST_OK) st = lwrite_check(c, la, size, LA_USER_RULES);
         if (st != ST_OK) return st;
     }
     for (uint32_t n = 0; n < count; n++) {
         if (!selected(mask, n, size)) continue;
-        int st = element_address(c, i, offset_add(i, off, n * size), size, access, &la);
+        int st = element_address(c, i, off + n * size, size, access, &la);
         if (st == ST_OK) st = access == ACC_W ? lwrite(c, la, data + n * size, size, LA_USER_RULES)
                                               : lread(c, la, data + n * size, size, LA_USER_RULES);
         if (st != ST_OK) return st;

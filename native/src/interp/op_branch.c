@@ -88,12 +88,18 @@ int op_dispatch(OPARGS)
     ENTER_BLOCK(b);
 }
 
+/* SDM 2A "Jcc", "JMP", "CALL": EIP is cut to the operand size, whatever the code size. */
+static inline uint64_t branch_target(const struct kvs_vcpu *c, const struct kvs_insn *i)
+{
+    uint64_t rip = c->gpr[GPR_RIPBASE] + (uint64_t)((int64_t)i->off + i->len + i->disp);
+    return is_code64(c) ? rip : INSN_OSIZE(i) == 2 ? (uint16_t)rip : (uint32_t)rip;
+}
+
 /* A direct branch whose target is not chained (yet). Counting is done. */
 static NOINLINE int branch_unlinked(OPARGS)
 {
     int64_t off = (int64_t)i->off + i->len + i->disp;
-    c->rip = rip_truncate(c, c->gpr[GPR_RIPBASE] + (uint64_t)off);
-    if ((INSN_OSIZE(i) == 2) && !is_code64(c)) c->rip = (uint16_t)c->rip;
+    c->rip = branch_target(c, i);
     if (!(c->mode & MODE_CSFLAT) && c->rip > c->seg[SEG_CS].limit) {
         /* SDM 2A "Jcc", "JMP": the target is checked before the branch is taken. */
         c->exc.pending = false;
@@ -236,9 +242,7 @@ static inline bool count_down(struct kvs_vcpu *c, const struct kvs_insn *i)
 static inline bool target_bad(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     if (LIKELY(c->mode & MODE_CSFLAT)) return false;
-    uint64_t rip = rip_truncate(c, c->gpr[GPR_RIPBASE] + (uint64_t)((int64_t)i->off + i->len + i->disp));
-    if (INSN_OSIZE(i) == 2) rip = (uint16_t)rip;
-    return rip > c->seg[SEG_CS].limit;
+    return branch_target(c, i) > c->seg[SEG_CS].limit;
 }
 #define LOOP(name, condition)                                                                     \
     OP(name)                                                                                      \
@@ -270,9 +274,7 @@ static int near_target_check(struct kvs_vcpu *c, uint64_t rip)
 
 static NOINLINE int x_call_slow(OPARGS)
 {
-    uint64_t rip = rip_truncate(c, c->gpr[GPR_RIPBASE] + (uint64_t)((int64_t)i->off + i->len + i->disp));
-    if (INSN_OSIZE(i) == 2) rip = (uint16_t)rip;
-    int st = near_target_check(c, rip);
+    int st = near_target_check(c, branch_target(c, i));
     if (st != ST_OK) return st;
     return push(c, insn_next_rip(c, i), INSN_OSIZE(i));
 }
@@ -281,8 +283,7 @@ static NOINLINE int call_slow(OPARGS)
     int st = x_call_slow(c, i, budget);
     if (st != ST_OK) return branch_fault(c, i, budget, st);
     if (UNLIKELY(c->write_count || c->code_modified)) {
-        c->rip = rip_truncate(c, c->gpr[GPR_RIPBASE] + (uint64_t)((int64_t)i->off + i->len + i->disp));
-        if (INSN_OSIZE(i) == 2) c->rip = (uint16_t)c->rip;
+        c->rip = branch_target(c, i);
         return branch_leave(c, i, budget);
     }
     TAKE_BRANCH();

@@ -477,12 +477,15 @@ OPX(wbinvd)
     REQUIRE_CPL0(c);
     return serialized(ST_OK);
 }
-/* SDM 2 "CLFLUSH", "CLWB": fault like a byte load, and then there is no cache to flush. */
+/*
+ * SDM 2 "CLFLUSH", "CLWB": fault like a byte load, and then there is no cache to flush. Unlike a load, they
+ * may name code that cannot be read.
+ */
 static int flush_line(struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     uint64_t la;
     struct translation t;
-    int st = seg_to_linear(c, i->seg, insn_offset(c, i), 1, ACC_R, &la);
+    int st = seg_to_linear(c, i->seg, insn_offset(c, i), 1, ACC_X, &la);
     if (st != ST_OK) return st;
     return mmu_walk(c, la, ACC_R, c->cpl == 3, c->eflags & FLAG_AC, false, &t);
 }

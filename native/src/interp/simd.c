@@ -49,10 +49,10 @@ int simd_address(struct kvs_vcpu *c, const struct kvs_insn *i, uint64_t off, uin
                  uint32_t ac, uint64_t *la)
 {
     uint32_t n = i->seg & 0x7fu;
-    /* Silicon looks at the alignment before it finds an address not canonical, but after a limit. */
-    if (is_code64(c) && gp && !ac) {
-        uint64_t a = !(i->seg & INSN_FAST) && n >= SEG_FS ? off + c->seg[n].base : off;
-        if (a & gp) return raise_gp(c, 0);
+    /* Silicon looks at the alignment before it finds an address beyond a limit, or not canonical; not in FXSAVE. */
+    if (gp && !ac) {
+        bool based = !(i->seg & INSN_FAST) && (n >= SEG_FS || !is_code64(c));
+        if ((based ? off + c->seg[n].base : off) & gp) return raise_gp(c, 0);
     }
     int st = seg_to_linear(c, i->seg, off, size, access, la);
     if (st != ST_OK) return st;

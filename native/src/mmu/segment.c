@@ -32,6 +32,7 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
     const struct segment *s = &c->seg[n];
     const bool check_type = !is_real_or_v86(c);
     off = (uint32_t)off;
+    *la = (uint32_t)(s->base + off);
     if (check_type) {
         if (s->attr & ATTR_NULL) return segment_fault(n);
         if (access == ACC_W || access == ACC_RW) {
@@ -41,9 +42,7 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
         }
     }
     *room = segment_room(s, check_type, off);
-    if (UNLIKELY(*room < size)) return segment_fault(n);
-    *la = (uint32_t)(s->base + off);
-    return 0;
+    return UNLIKELY(*room < size) ? segment_fault(n) : 0;
 }
 
 /* SDM 3A "Alignment Requirements by Data Type" */
@@ -65,8 +64,8 @@ int seg_to_linear_aligned(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32
 {
     uint64_t room;
     uint8_t fault = seg_check(c, seg, off, size, access, la, &room);
-    /* In 64-bit mode misalignment is found before the address is found not to be canonical. */
-    if (UNLIKELY(fault) && !(is_code64(c) && (*la & (size - 1)))) return raise_error(c, fault, 0);
+    /* Misalignment is found before the address is found not to be canonical, or beyond a limit. */
+    if (UNLIKELY(fault) && !(*la & (size - 1))) return raise_error(c, fault, 0);
     return UNLIKELY(*la & (size - 1)) ? raise_gp(c, 0) : ST_OK;
 }
 

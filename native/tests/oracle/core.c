@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 
 /* Guest physical layout. */
-enum { P_TABLES = 0x1000, P_GDT = 0x80000, P_IDT = 0x81000, P_TSS = 0x82000, P_STACK = 0x83000, P_HANDLERS = 0x84000,
+enum { P_TABLES = 0x1000, P_GDT = 0x80000, P_IDT = 0x81000, P_TSS = 0x82000, P_STACK = 0x83000, P_HANDLERS = 0x84000, P_LDT = 0x85000,
        P_ARENA = 0x90000, P_CODE = 0x100000, P_END = 0x100000 + CODE_SIZE };
 #define KERNEL 0xffffffff80000000ull /* linear address of physical 0, supervisor only */
 #define PTE_P 1ull
@@ -19,7 +19,7 @@ static struct {
     struct kvs_vcpu *c;
     uint8_t *ram;
     uint64_t next_table;
-    struct segment seg32[SEG_COUNT], seg64[SEG_COUNT];
+    struct segment seg32[SEG_COUNT], seg64[SEG_COUNT], ldt[LDT_COUNT];
 } core;
 
 static uint64_t *table_entry(uint64_t table, uint64_t la, uint32_t level)
@@ -43,7 +43,7 @@ static void map_page(uint64_t la, uint64_t pa, uint64_t flags)
 static void build_memory(void)
 {
     core.next_table = P_TABLES + 0x1000;
-    for (uint64_t pa = P_GDT; pa < P_HANDLERS + 0x1000; pa += 0x1000) map_page(KERNEL + pa, pa, PTE_P | PTE_W);
+    for (uint64_t pa = P_GDT; pa < P_LDT + 0x1000; pa += 0x1000) map_page(KERNEL + pa, pa, PTE_P | PTE_W);
     for (uint64_t off = 0; off < CODE_SIZE; off += 0x1000) map_page(CODE + off, P_CODE + off, PTE_P | PTE_U);
     const uint64_t arenas[] = { LOW, MID, HIGH };
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++) {
@@ -57,6 +57,7 @@ static void build_memory(void)
     gdt[4] = 0x00cffb000000ffff; /* 23: user code, 32 bits */
     gdt[5] = 0x00cff3000000ffff; /* 2b: user data */
     gdt[6] = 0x00affb000000ffff; /* 33: user code, 64 bits */
+    for (uint32_t n = 0; n < LDT_COUNT; n++) st64(core.ram + P_LDT + 8 * n, ldt_descriptor(n));
     for (uint32_t v = 0; v < 256; v++) {
         uint64_t h = KERNEL + P_HANDLERS + v * 16, *gate = (uint64_t *)(core.ram + P_IDT + v * 16);
         uint64_t dpl = v == EXC_BP || v == EXC_OF ? 3 : 0;
@@ -76,6 +77,22 @@ static struct kvs_segment user_segment(uint16_t selector, uint8_t type, uint64_t
                                  .db = !l, .s = 1, .l = l, .g = 1 };
 }
 
+/* What the descriptors of the table look like in a segment register. */
+static bool table_segments(struct kvs_sregs *s)
+{
+    for (uint32_t n = 0; n < LDT_COUNT; n++) {
+        const struct ldt_row *l = &ldt_rows[n];
+        bool code = l->kind >= LDT_CODE;
+        struct kvs_segment g = { .base = l->base, .limit = l->pages ? l->limit << 12 | 0xfff : l->limit, .selector = LDT_SELECTOR(n),
+                                 .type = (uint8_t)(1 | (l->sealed ? 0 : 2) | l->kind << 2), .present = 1, .dpl = 3, .db = l->big, .s = 1, .g = l->pages };
+        if (code) s->cs = g;
+        else s->ds = g;
+        if (kvs_vcpu_set_sregs(core.c, s)) return false;
+        core.ldt[n] = core.c->seg[code ? SEG_CS : SEG_DS];
+    }
+    return true;
+}
+
 bool core_start(const char **error)
 {
     struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
@@ -92,7 +109,7 @@ bool core_start(const char **error)
     s.fs = user_segment(0x2b, 3, FS_BASE, false);
     s.gs = user_segment(0x2b, 3, GS_BASE, false);
     s.tr = (struct kvs_segment){ .base = KERNEL + P_TSS, .limit = 0x67, .selector = 0x40, .type = 11, .present = 1 };
-    s.ldt = (struct kvs_segment){ .unusable = 1 };
+    s.ldt = (struct kvs_segment){ .base = KERNEL + P_LDT, .limit = 8 * LDT_COUNT - 1, .selector = 0x50, .type = 2, .present = 1 };
     s.gdt = (struct kvs_dtable){ .base = KERNEL + P_GDT, .limit = 7 * 8 - 1 };
     s.idt = (struct kvs_dtable){ .base = KERNEL + P_IDT, .limit = 0xfff };
     s.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
@@ -106,6 +123,7 @@ bool core_start(const char **error)
     s.cs = user_segment(0x33, 11, 0, true);
     if (kvs_vcpu_set_sregs(core.c, &s)) return false;
     memcpy(core.seg64, core.c->seg, sizeof core.seg64);
+    if (!table_segments(&s)) return false;
     core.c->cr4 |= CR4_FSGSBASE;
     core.c->cpuid_features = ~host_lacks(); /* every row that this host has, whatever the CPU model offers */
     core.c->xcr0 = host_components();
@@ -114,7 +132,9 @@ bool core_start(const char **error)
 
 static void load_state(struct kvs_vcpu *c, const struct test_case *t)
 {
-    memcpy(c->seg, t->bits == 32 ? core.seg32 : core.seg64, sizeof c->seg);
+    memcpy(c->seg, t->bits == 64 ? core.seg64 : core.seg32, sizeof c->seg);
+    for (uint32_t n = 0; t->ldt && n < SEG_FS; n++)
+        if (t->in.selector[n] & 4) c->seg[n] = core.ldt[t->in.selector[n] >> 3];
     memcpy(c->gpr, t->in.gpr, sizeof t->in.gpr);
     c->cpl = 3;
     c->rip = t->in.rip;
@@ -219,10 +239,10 @@ static void run_case(struct test_case *t, bool stepped)
         if (o->vector == EXC_PF && o->rip == STUB && o->cr2 == STUB && !stepped) {
             o->vector = NO_VECTOR;
             o->rip = next;
-        } else if (o->vector == EXC_BP && o->rip - 1 - t->in.rip + SLOT_IP < SLOT_SIZE && (o->rip - 1 < t->in.rip || o->rip - 1 >= next)) {
+        } else if (landed(t, o)) {
             o->vector = NO_VECTOR;
             o->rip--;
-        } else if (o->vector == EXC_PF && o->rip == o->cr2 && (o->error & PF_I) && o->rip != t->in.rip) {
+        } else if (o->vector == EXC_PF && o->rip + selector_base(o->selector[SEG_CS]) == o->cr2 && (o->error & PF_I) && o->cr2 != t->in.rip + t->cs_base) {
             o->vector = NO_VECTOR;
         }
         if (o->vector == NO_VECTOR) {

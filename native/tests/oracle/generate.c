@@ -22,10 +22,18 @@ bool host_has_row(uint32_t row)
     return (feature == FEAT_BASE || host_has() >> feature & 1) && (!avx || host_has() >> FEAT_AVX & 1);
 }
 
-static uint64_t arena_of(uint32_t asize, struct rng *r)
+static uint64_t seg_base(const struct test_case *t, uint32_t seg)
 {
-    if (asize == 2) return LOW;
-    return asize == 8 && rnd_one(r, 2) ? HIGH : MID;
+    if (seg == SEG_FS) return FS_BASE;
+    if (seg == SEG_GS) return GS_BASE;
+    return t->bits == 64 ? 0 : selector_base(t->in.selector[seg]);
+}
+/* Linear address of the arena as an address of that size in that segment can reach it. */
+static uint64_t arena_of(const struct maker *m, uint32_t seg, uint32_t asize)
+{
+    uint64_t base = seg_base(m->t, seg);
+    if (asize == 2) return seg < SEG_FS && base ? base + LOW : LOW;
+    return asize == 8 && rnd_one(m->r, 2) ? HIGH : MID;
 }
 
 /* Offset in the arena for an operand of so many bytes. */
@@ -53,10 +61,13 @@ static uint32_t pick_offset(struct rng *r, uint32_t size, bool align16)
     return off;
 }
 
-static uint64_t pick_address(struct rng *r, uint32_t asize, uint32_t size, bool align16)
+/* Linear. */
+static uint64_t pick_address(struct maker *m, uint32_t seg, uint32_t asize, uint32_t size, bool align16)
 {
+    struct rng *r = m->r;
     if (asize == 8 && rnd_one(r, 64)) return rnd(r) | 0x0000900000000000ull; /* mostly not canonical */
-    return arena_of(asize, r) + (uint64_t)(int64_t)(int32_t)pick_offset(r, size, align16);
+    if (m->t->ldt && rnd_one(r, 32)) return seg_base(m->t, seg) + (uint16_t)(8 - rnd_below(r, 40)); /* at the ends of the segment */
+    return arena_of(m, seg, asize) + (uint64_t)(int64_t)(int32_t)pick_offset(r, size, align16);
 }
 
 static uint64_t truncate_to(uint64_t v, uint32_t size)
@@ -69,8 +80,6 @@ void set_low(uint64_t *reg, uint64_t v, uint32_t size)
     *reg = (*reg & ~mask) | (v & mask);
 }
 
-static uint64_t seg_base(uint32_t seg) { return seg == SEG_FS ? FS_BASE : seg == SEG_GS ? GS_BASE : 0; }
-
 /* Chooses base and index values so that the operand lies at the target. */
 static void solve_address(struct maker *m, uint32_t size, bool align16)
 {
@@ -79,10 +88,10 @@ static void solve_address(struct maker *m, uint32_t size, bool align16)
     uint32_t as = d->asize;
     bool has_base = d->base < 16, has_index = d->index < 16;
     if (!has_base && !has_index) {
-        m->target = seg_base(d->seg) + truncate_to((d->rip_relative ? m->t->in.rip + d->length : 0) + (uint64_t)d->disp, as);
+        m->target = seg_base(m->t, d->seg) + truncate_to((d->rip_relative ? m->t->in.rip + d->length : 0) + (uint64_t)d->disp, as);
         return;
     }
-    uint64_t off = pick_address(m->r, as, size, align16) - seg_base(d->seg), disp = (uint64_t)d->disp;
+    uint64_t off = pick_address(m, d->seg, as, size, align16) - seg_base(m->t, d->seg), disp = (uint64_t)d->disp;
     if (has_base && has_index && d->base == d->index) {
         uint64_t mul = 1 + (1ull << d->scale), rest = truncate_to(off - disp, as);
         if (as == 8) { uint64_t q = rest / mul; off = q * mul + disp; set_low(&g[d->base], q, as); }
@@ -101,8 +110,8 @@ static void solve_address(struct maker *m, uint32_t size, bool align16)
     }
     if (has_base) m->pinned |= 1u << d->base;
     if (has_index) m->pinned |= 1u << d->index;
-    m->target = seg_base(d->seg) + truncate_to(off, as);
-    if (m->t->bits == 32) m->target = (uint32_t)m->target;
+    m->target = seg_base(m->t, d->seg) + truncate_to(off, as);
+    if (m->t->bits != 64) m->target = (uint32_t)m->target;
 }
 
 uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
@@ -115,6 +124,7 @@ uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size)
 
 bool foreign(struct maker *m, uint64_t la, uint32_t size)
 {
+    if (la - CODE < CODE_SIZE) return true;
     uint64_t off = la - HIGH < ARENA_SIZE + 512 ? la - HIGH : la - MID < ARENA_SIZE + 512 ? la - MID : la - LOW;
     return off < ARENA_SIZE && !mem_at(m, la, size);
 }
@@ -133,31 +143,46 @@ static uint64_t set_pointer(struct maker *m, uint32_t reg, uint64_t la, uint32_t
     return la;
 }
 
+static uint32_t stack_width(const struct test_case *t) { return t->bits == 64 ? 8 : stack_is_16(t) ? 2 : 4; }
 void set_stack(struct maker *m)
 {
-    uint32_t as = m->t->bits == 64 ? 8 : 4;
+    uint32_t as = stack_width(m->t);
     uint64_t off = rnd_one(m->r, 16) ? pick_offset(m->r, 8, false) : 0x1000 - 96 + rnd_below(m->r, 192);
     if (!rnd_one(m->r, 8)) off &= ~7ull;
-    set_pointer(m, RSP, arena_of(as, m->r) + (uint64_t)(int64_t)(int32_t)off, as);
+    uint64_t la = arena_of(m, SEG_SS, as) + (uint64_t)(int64_t)(int32_t)off;
+    if (m->t->ldt && rnd_one(m->r, 16)) la = seg_base(m->t, SEG_SS) + (uint16_t)(16 - rnd_below(m->r, 40));
+    set_pointer(m, RSP, la - seg_base(m->t, SEG_SS), as);
+}
+uint64_t stack_at(const struct maker *m)
+{
+    uint64_t la = seg_base(m->t, SEG_SS) + truncate_to(m->t->in.gpr[RSP], stack_width(m->t));
+    return m->t->bits == 64 ? la : (uint32_t)la;
+}
+void no_stack(struct maker *m)
+{
+    uint32_t as = stack_width(m->t);
+    set_low(&m->t->in.gpr[RSP], arena_of(m, SEG_SS, as) + ARENA_SIZE + 0x10 - seg_base(m->t, SEG_SS), as);
 }
 
-/* Landing places that both sides can tell. */
-static bool landing_ok(const struct test_case *t, uint64_t rip)
+/* Landing places that both sides can tell. base: of the code segment, which `rip` counts from. */
+static bool landing_ok(const struct test_case *t, uint64_t rip, uint64_t base)
 {
-    if (rip - (STUB - 0x100) < 0x2200) return false;
-    if (rip - CODE < CODE_SIZE) return (rip - (t->in.rip - SLOT_IP)) < SLOT_SIZE && rip - t->in.rip >= CODE_MAX + 16;
-    return rip < 0x500000000000ull || rip >= 0x800000000000ull;
+    uint64_t la = rip + base, start = t->in.rip + t->cs_base;
+    if (base) la = (uint32_t)la;
+    if (la - (STUB - 0x100) < 0x2200) return false;
+    if (la - CODE < CODE_SIZE) return (la - (start - SLOT_IP)) < SLOT_SIZE && la - start >= CODE_MAX + 16;
+    return la < 0x500000000000ull || la >= 0x800000000000ull;
 }
-uint64_t pick_landing(struct maker *m, uint32_t osize)
+uint64_t pick_landing(struct maker *m, uint32_t osize, uint64_t base)
 {
     for (;;) {
         uint64_t rip;
         uint32_t x = rnd_below(m->r, 16);
-        if (x < 12) rip = m->t->in.rip - 200 + rnd_below(m->r, 400);
+        if (x < 12) rip = m->t->in.rip + m->t->cs_base - base - 200 + rnd_below(m->r, 400);
         else if (x < 14 || osize < 8) rip = 0x40000000 + (rnd(m->r) & 0x0fffffff);
         else if (x < 15) rip = 0x110000000000ull + (rnd(m->r) & 0xffffffffffull);
         else rip = rnd(m->r) | 0x0000900000000000ull;
-        if (landing_ok(m->t, truncate_to(rip, osize))) return rip;
+        if (landing_ok(m->t, truncate_to(rip, osize), base)) return rip;
     }
 }
 
@@ -330,21 +355,23 @@ static void role_string(struct maker *m)
     }
     uint64_t count = rnd_below(r, 1 + 320 / size / (rnd_one(r, 2) ? 1 : 8));
     bool runaway = t->d.rep && rnd_one(r, 24);
-    uint64_t base = arena_of(as, r), s = base + 0x1000 - 160 + rnd_below(r, 320), e = base + 0x1000 - 160 + rnd_below(r, 320);
-    if (rnd_one(r, 3)) e = s + rnd_below(r, 40) - 20; /* overlapping */
+    /* In 64-bit code one arena for both, so that they overlap. */
+    uint64_t base = arena_of(m, SEG_ES, as), from = t->bits == 64 ? base : arena_of(m, t->d.seg, as);
+    uint64_t s = from + 0x1000 - 160 + rnd_below(r, 320), e = base + 0x1000 - 160 + rnd_below(r, 320);
+    if (rnd_one(r, 3)) e = s - from + base + rnd_below(r, 40) - 20; /* overlapping */
     if (!t->d.rep && rnd_one(r, 8)) {
-        s = pick_address(r, as, size, false);
-        e = pick_address(r, as, size, false);
+        s = pick_address(m, t->d.seg, as, size, false);
+        e = pick_address(m, SEG_ES, as, size, false);
     }
     if (runaway) {
         t->in.rflags &= ~(uint64_t)FLAG_DF;
         e = base + 0x2000 - rnd_below(r, 128);
-        if (!written || !dest) s = base + 0x2000 - rnd_below(r, 128);
+        if (!written || !dest) s = from + 0x2000 - rnd_below(r, 128);
         count = rnd_one(r, 2) ? rnd_value(r) : rnd_below(r, 5000);
     }
     if (rnd_one(r, 2)) { s &= ~7ull; e &= ~7ull; }
-    if (source) set_pointer(m, RSI, s - seg_base(t->d.seg), as);
-    if (dest) set_pointer(m, RDI, e, as);
+    if (source) set_pointer(m, RSI, s - seg_base(t, t->d.seg), as);
+    if (dest) set_pointer(m, RDI, e - (t->bits == 64 ? 0 : seg_base(t, SEG_ES)), as);
     /* Zen 5 takes the whole registers for its look at overlap: with different upper halves and 16-bit
      * addresses it copies in blocks what must go byte by byte. */
     if (source && dest && as == 2) { t->in.gpr[RSI] &= 0xffff; t->in.gpr[RDI] &= 0xffff; }
@@ -409,30 +436,33 @@ static void role_stack(struct maker *m)
 {
     struct test_case *t = m->t;
     uint16_t op = t->d.op;
-    uint32_t as = t->bits == 64 ? 8 : 4;
+    uint32_t as = stack_width(t);
     set_stack(m);
     if (op == OP_leave || op == OP_enter)
-        set_pointer(m, RBP, arena_of(as, m->r) + 0x1000 + rnd_below(m->r, 256), as);
-    uint8_t *p = mem_at(m, t->in.gpr[RSP], 8);
+        set_pointer(m, RBP, arena_of(m, SEG_SS, as) - seg_base(t, SEG_SS) + 0x1000 + rnd_below(m->r, 256), as);
+    uint8_t *p = mem_at(m, stack_at(m), 8);
     if (op == OP_ret) {
-        uint64_t rip = pick_landing(m, t->d.osize);
+        uint64_t rip = pick_landing(m, t->d.osize, t->cs_base);
         if (p) memcpy(p, &rip, t->d.osize);
-        else t->in.gpr[RSP] = MID + ARENA_SIZE + 0x10; /* never return through bytes we did not choose */
+        else no_stack(m); /* never return through bytes we did not choose */
     } else if (op == OP_call_ind && !t->d.is_mem) {
-        if (t->d.rm != RSP) t->in.gpr[t->d.rm] = pick_landing(m, t->d.osize);
+        if (t->d.rm != RSP) t->in.gpr[t->d.rm] = pick_landing(m, t->d.osize, t->cs_base);
     }
 }
 
 static void role_indirect(struct maker *m)
 {
     struct test_case *t = m->t;
-    uint64_t rip = pick_landing(m, t->d.osize);
+    uint64_t rip = pick_landing(m, t->d.osize, t->cs_base);
     if (!t->d.is_mem) { set_low(&t->in.gpr[t->d.rm], rip, t->d.osize); return; }
     uint8_t *p = mem_at(m, m->target, t->d.osize);
     if (p) memcpy(p, &rip, t->d.osize);
 }
 
 static bool is_gather(const struct row_form *f) { return f->k[1] == Mvd || f->k[1] == Mvq; }
+
+/* What only the host has there. */
+static bool touches_stub(uint64_t la) { return la - (STUB - 0x400) < 0x2800; }
 
 /* A base in the arena and indices around it; some of them wild, so that elements fault. */
 static void role_gather(struct maker *m)
@@ -441,7 +471,7 @@ static void role_gather(struct maker *m)
     struct rng *r = m->r;
     const struct decoded *d = &t->d;
     uint32_t as = d->asize, index = d->index < 16 ? d->index : 4, isize = d->opcode & 1 ? 8 : 4, size = operand_size(d, 1);
-    uint64_t center = arena_of(as, r) + 0x1000 - seg_base(d->seg), base = (uint64_t)d->disp;
+    uint64_t center = arena_of(m, d->seg, as) + 0x1000 - seg_base(m->t, d->seg), base = (uint64_t)d->disp;
     if (d->base < 16) {
         if (!rnd_one(r, 16)) set_low(&t->in.gpr[d->base], center - base - (rnd_below(r, 64) << d->scale), as);
         base += t->in.gpr[d->base];
@@ -454,12 +484,16 @@ static void role_gather(struct maker *m)
         uint64_t to = center + (uint64_t)(int64_t)(int32_t)(rnd_below(r, 320) - 160), v = (uint64_t)((int64_t)(to - base) >> d->scale);
         if (wild && rnd_one(r, 4)) v = ((uint64_t)(int64_t)(int32_t)pick_offset(r, size, false) + center - 0x1000 - base) >> d->scale;
         if (wild && rnd_one(r, 8)) v = rnd_value(r);
+        uint64_t at = seg_base(m->t, d->seg) + truncate_to(base + ((isize == 4 ? (uint64_t)(int64_t)(int32_t)v : v) << d->scale), as);
+        if (touches_stub(at)) v = 0;
         memcpy(p, &v, isize);
     }
-    m->target = center + seg_base(d->seg);
+    m->target = center + seg_base(m->t, d->seg);
 }
 
 static bool is_mnemonic(const struct test_case *t, const char *name) { return !strcmp(isa_op[t->d.op].mnemonic, name); }
+
+static bool is_mxcsr_load(const struct test_case *t) { return is_mnemonic(t, "ldmxcsr") || is_mnemonic(t, "vldmxcsr"); }
 
 static bool apply_roles(struct maker *m)
 {
@@ -486,7 +520,7 @@ static bool apply_roles(struct maker *m)
         if (rnd_one(r, 2)) set_low(&t->in.gpr[RCX], rnd_below(r, 3), rnd_one(r, 2) ? 8 : t->d.asize);
         break;
     case OP_xlat: {
-        uint64_t la = pick_address(r, t->d.asize, 1, false) - seg_base(t->d.seg);
+        uint64_t la = pick_address(m, t->d.seg, t->d.asize, 1, false) - seg_base(t, t->d.seg);
         set_low(&t->in.gpr[RBX], la - (t->in.gpr[RAX] & 0xff), t->d.asize);
         break;
     }
@@ -506,19 +540,24 @@ static bool apply_roles(struct maker *m)
         break;
     default: break;
     }
-    bool chosen = op == OP_call_ind || op == OP_jmp_ind || is_mnemonic(t, "ldmxcsr") || is_mnemonic(t, "fxrstor") ||
+    bool chosen = op == OP_call_ind || op == OP_jmp_ind || is_mxcsr_load(t) || is_mnemonic(t, "fxrstor") ||
                   is_mnemonic(t, "xrstor");
-    if (t->d.is_mem && chosen && foreign(m, m->target, is_mnemonic(t, "xrstor") ? FX_SIZE : is_mnemonic(t, "fxrstor") ? 512 : is_mnemonic(t, "ldmxcsr") ? 4 : t->d.osize))
+    if (t->d.is_mem && chosen && foreign(m, m->target, is_mnemonic(t, "xrstor") ? FX_SIZE : is_mnemonic(t, "fxrstor") ? 512 : is_mxcsr_load(t) ? 4 : t->d.osize))
         return false;
     uint8_t k0 = row_forms[t->row].k[0];
-    if ((k0 == Jb || k0 == Jz) && !landing_ok(t, truncate_to(next + t->d.imm, t->bits == 64 ? 8 : t->d.osize))) return false;
+    if (k0 == Jz && t->bits == 16 && rnd_one(r, 2)) {
+        uint64_t imm = pick_landing(m, t->d.osize, t->cs_base) - next;
+        memcpy(t->bytes + t->length - t->d.osize, &imm, t->d.osize);
+        t->d.imm = t->d.osize == 2 ? (uint64_t)(int64_t)(int16_t)imm : (uint64_t)(int64_t)(int32_t)imm;
+    }
+    if ((k0 == Jb || k0 == Jz) && !landing_ok(t, truncate_to(next + t->d.imm, t->bits == 64 ? 8 : t->d.osize), t->cs_base)) return false;
     if (is_mnemonic(t, "popf")) {
         role_stack(m);
-        uint8_t *p = mem_at(m, t->in.gpr[RSP], 8);
+        uint8_t *p = mem_at(m, stack_at(m), 8);
         if (p) p[1] &= 0xfe; /* no single-step */
         else return false;
     } else if (is_mnemonic(t, "pushf")) role_stack(m);
-    else if (is_mnemonic(t, "ldmxcsr")) {
+    else if (is_mxcsr_load(t)) {
         uint8_t *p = mem_at(m, m->target, 4);
         if (p) st32(p, rnd_one(r, 8) ? (uint32_t)rnd(r) & ~MXCSR_MM : random_mxcsr(r));
     } else if (is_mnemonic(t, "fxrstor")) memory_fxrstor(m);
@@ -530,7 +569,7 @@ static bool apply_roles(struct maker *m)
     else if (is_mnemonic(t, "fldenv")) memory_env(m, false);
     else if (is_mnemonic(t, "frstor")) memory_env(m, true);
     else if (is_mnemonic(t, "maskmovq") || is_mnemonic(t, "maskmovdqu") || is_mnemonic(t, "vmaskmovdqu")) {
-        set_pointer(m, RDI, pick_address(r, t->d.asize, 16, false) - seg_base(t->d.seg), t->d.asize);
+        set_pointer(m, RDI, pick_address(m, t->d.seg, t->d.asize, 16, false) - seg_base(t, t->d.seg), t->d.asize);
     } else if (!strncmp(isa_op[op].mnemonic, "pcmpestr", 8) || !strncmp(isa_op[op].mnemonic, "vpcmpestr", 9)) {
         if (!rnd_one(r, 4)) set_reg(m, RAX, rnd_below(r, 40) - 20ull);
         if (!rnd_one(r, 4)) set_reg(m, RDX, rnd_below(r, 40) - 20ull);
@@ -572,13 +611,13 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
     t->sequence = false;
     for (int tries = 0;; tries++) {
         if (tries == 64) return false;
+        t->bits = (uint8_t)k->bits;
+        pick_segments(r, t, slot);
         struct encode_request q = { .row = k->row, .bits = k->bits, .width = k->width, .memory = k->memory,
-            .plain = rnd_one(r, 2), .rep = !rnd_one(r, 3), .ip = case_ip(slot) };
+            .plain = rnd_one(r, 2), .rep = !rnd_one(r, 3), .ip = t->in.rip };
         q.lock = k->memory && (f->attr & A_LOCK) && rnd_one(r, 4);
         if (rnd_one(r, 200) && !(f->attr & A_LOCK) && !f->vex && !lock_has_meaning(f->op)) q.lock = true;
-        t->bits = (uint8_t)k->bits;
-        t->in.rip = q.ip;
-        q.target = MID + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
+        q.target = MID - seg_base(t, SEG_DS) + pick_offset(r, f->k[0] != Mf ? 16 : f->attr & A_X87 ? 512 : FX_SIZE, true);
         t->length = (uint8_t)encode_row(r, &q, t->bytes);
         int st = decode(t->bytes, 15, k->bits, true, host_has(), &t->d);
         if (q.lock && st == DECODE_UD) t->d.length = t->length; /* an illegal LOCK is a case too */
@@ -613,12 +652,12 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
                 else if (size <= 8) memcpy(p, &t->in.gpr[t->d.reg], size);
             }
         } else if (f->k[0] == Ob || f->k[0] == Ov || f->k[1] == Ob || f->k[1] == Ov) {
-            m.target = t->d.imm + seg_base(t->d.seg);
+            m.target = t->d.imm + seg_base(t, t->d.seg);
         } else if (t->d.has_modrm && rnd_one(r, 8)) {
             t->in.gpr[t->d.rm] = t->in.gpr[t->d.reg];
         }
-        if (!apply_roles(&m)) continue;
-        if (t->bits == 32)
+        if (!apply_roles(&m) || touches_stub(m.target)) continue;
+        if (t->bits != 64)
             for (int i = 0; i < 16; i++) t->in.gpr[i] = (uint32_t)t->in.gpr[i];
         t->target = m.target;
         case_undefined(t);
@@ -633,10 +672,10 @@ static bool fits_sequence(uint32_t row)
 {
     static const char *const unfit[] = { "div", "idiv", "aam", "shld", "shrd", "bswap", "push", "pop", "pusha", "popa", "pushf", "popf", "enter",
         "leave", "ret", "call", "jmp", "loop", "loope", "loopne", "jcxz", "xlat", "bound", "movs", "cmps", "stos", "lods", "scas", "int3", "into",
-        "ud0", "ud1", "ud2", "maskmovq", "maskmovdqu", "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "ldmxcsr", "fldcw", "fnstcw",
+        "ud0", "ud1", "ud2", "maskmovq", "maskmovdqu", "vmaskmovdqu", "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "ldmxcsr", "vldmxcsr", "fldcw", "fnstcw",
         "bsf", "bsr", "j", "xsave", "xsavec", "xsaveopt", "xrstor", NULL };
     const struct row_form *f = &row_forms[row];
-    return f->id && !row_excluded(row) && !(f->attr & (A_END | A_SYS | A_PRIV | A_IO)) && !has_mnemonic(row, unfit);
+    return f->id && !row_excluded(row) && !(f->attr & (A_END | A_SYS | A_PRIV | A_IO)) && !has_mnemonic(row, unfit) && !is_gather(f);
 }
 
 /* One instruction without registers in its address; false: try again. */
@@ -670,12 +709,13 @@ bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_
     t->row = ROW_none;
     memset(&t->d, 0, sizeof t->d);
     t->bits = (uint8_t)bits;
-    t->in.rip = case_ip(slot);
+    do pick_segments(r, t, slot);
+    while (t->in.selector[SEG_DS] != 0x2b);
     t->length = 0;
     t->gpr_ignored = 0;
     random_flags(r, t);
     t->in.rflags &= ~(uint64_t)FLAG_AC;
-    for (int i = 0; i < 16; i++) t->in.gpr[i] = bits == 32 ? (uint32_t)rnd_value(r) : rnd_value(r);
+    for (int i = 0; i < 16; i++) t->in.gpr[i] = bits != 64 ? (uint32_t)rnd_value(r) : rnd_value(r);
     random_x87(r, t->in.fx, false);
     st16(t->in.fx, 0x37f);
     st16(t->in.fx + 2, ld16(t->in.fx + 2) & 0x7f7f);

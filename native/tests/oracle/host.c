@@ -1,12 +1,14 @@
 /* Runs cases on the host CPU, in a child process. */
 #include "oracle.h"
 
+#include <asm/ldt.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
@@ -14,7 +16,8 @@
 /*
  * The page behind the stubs, reached by absolute addresses so that no register is needed.
  * 0 host RSP, 8 scratch RDI, 16 state in, 24 state out, 32 entry RIP and CS (far pointer),
- * 48 host FS base, 56 address of the way back, 64 components of XSAVE, 72 FS base that a case leaves.
+ * 48 host FS base, 56 address of the way back, 64 components of XSAVE, 72 FS base that a case leaves,
+ * 80 ES, 82 DS, 84 SS of a case in the local descriptor table.
  */
 #define DATA (STUB + 0x1000)
 struct stub_data {
@@ -24,10 +27,12 @@ struct stub_data {
     uint64_t fs_base, back;
     uint32_t components, pad2;
     uint64_t fs_base_left;
+    uint16_t es, ds, ss;
 };
 
 int oracle_enter64(void);
 int oracle_enter32(void);
+int oracle_enter_ldt(void);
 void oracle_back(void);
 void oracle_abort(void);
 
@@ -51,6 +56,8 @@ __asm__(
     ".endm\n"
     "oracle_enter64:\n enter\n jmp *0x10001028\n"
     "oracle_enter32:\n enter\n ljmp *0x10001020\n"
+    "oracle_enter_ldt:\n enter\n"
+    "mov 0x10001050, %es\n mov 0x10001052, %ds\n mov 0x10001054, %ss\n ljmp *0x10001020\n"
     "oracle_back:\n"
     "mov %rdi, 0x10001008\n mov 0x10001018, %rdi\n"
     "mov %rax, 0(%rdi)\n mov %rcx, 8(%rdi)\n mov %rdx, 16(%rdi)\n mov %rbx, 24(%rdi)\n"
@@ -174,16 +181,19 @@ static void child_run(struct batch *b)
         s->out = &t->host;
         s->entry = t->in.rip;
         s->far_rip = (uint32_t)t->in.rip;
-        s->far_cs = 0x23;
-        int faulted = t->bits == 32 ? oracle_enter32() : oracle_enter64();
+        s->far_cs = t->in.selector[SEG_CS];
+        s->es = t->in.selector[SEG_ES];
+        s->ds = t->in.selector[SEG_DS];
+        s->ss = t->in.selector[SEG_SS];
+        int faulted = t->ldt ? oracle_enter_ldt() : t->bits == 32 ? oracle_enter32() : oracle_enter64();
         uint64_t next = t->in.rip + t->length;
         if (t->segments) take_segments(&t->host, faulted);
+        else if (t->ldt) __asm__ volatile("mov %0, %%ss\n mov %0, %%ds\n mov %0, %%es\n" : : "r"(0x2b));
         if (!faulted) t->host.rip = next;
-        else if (t->host.vector == EXC_BP && t->host.rip - 1 - t->in.rip + SLOT_IP < SLOT_SIZE &&
-                 (t->host.rip - 1 < t->in.rip || t->host.rip - 1 >= next)) {
+        else if (landed(t, &t->host)) {
             t->host.vector = NO_VECTOR; /* a branch into the filling of the slot */
             t->host.rip--;
-        } else if (t->host.vector == EXC_PF && t->host.rip == t->host.cr2 && (t->host.error & PF_I) && t->host.rip != t->in.rip) {
+        } else if (t->host.vector == EXC_PF && t->host.rip + selector_base(t->host.selector[SEG_CS]) == t->host.cr2 && (t->host.error & PF_I) && t->host.cr2 != t->in.rip + t->cs_base) {
             t->host.vector = NO_VECTOR; /* a branch to where no code is */
             t->host.error = 0;
             t->host.cr2 = 0;
@@ -193,6 +203,17 @@ static void child_run(struct batch *b)
         if (case_soils_memory(t, &t->host)) arena_fill(host.arena);
         t->host_done = 1;
     }
+}
+
+static bool install_ldt(void)
+{
+    for (uint32_t n = 0; n < LDT_COUNT; n++) {
+        const struct ldt_row *l = &ldt_rows[n];
+        struct user_desc d = { .entry_number = n, .base_addr = l->base, .limit = l->limit, .seg_32bit = l->big, .contents = l->kind,
+                               .read_exec_only = l->sealed, .limit_in_pages = l->pages };
+        if (syscall(SYS_modify_ldt, 0x11, &d, sizeof d)) return false;
+    }
+    return true;
 }
 
 static void child_main(struct batch **where)
@@ -217,6 +238,7 @@ static void child_main(struct batch **where)
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++)
         for (uint32_t off = 0; off < ARENA_SIZE; off += 0x1000) (void)*(volatile uint8_t *)(uintptr_t)(arenas[i] + off);
     mprotect((void *)CODE, CODE_SIZE, PROT_READ | PROT_EXEC);
+    if (!install_ldt()) _exit(3);
     sigaltstack(&alt, NULL);
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++) sigaction(signals[i], &a, NULL);
     for (;;) {
@@ -292,6 +314,7 @@ static void put_code(struct batch *b)
             st32(q + 1, (uint32_t)(STUB - (t->in.rip + t->length + 5)));
             q += 5;
         } else {
+            if (t->bits == 16) *q++ = 0x66;
             q[0] = 0xea;
             st32(q + 1, (uint32_t)STUB);
             st16(q + 5, 0x33);

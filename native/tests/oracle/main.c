@@ -1,8 +1,8 @@
 /*
- * oracle [--cases N] [--seed N] [--only TEXT] [--row N] [--verbose] [--keep N] [--host]
+ * oracle [--cases N] [--seed N] [--bits 16|32|64] [--only TEXT] [--verbose] [--keep N] [--host]
  *
- * For every row of the instruction table that can run in user mode, in each form and width, 64- and
- * 32-bit code: N cases on the host CPU and in the core. Fails on any difference.
+ * For every row of the instruction table that can run in user mode, in each form and width, 64-, 32- and
+ * 16-bit code: N cases on the host CPU and in the core. Fails on any difference.
  */
 #include "oracle.h"
 
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-static struct { uint64_t cases, seed, keep; const char *only; bool verbose, host_only; } options = { 300, 1, 5, NULL, false, false };
+static struct { uint64_t cases, seed, keep, bits; const char *only; bool verbose, host_only; } options = { 300, 1, 5, 0, NULL, false, false };
 static struct {
     uint64_t cases, differences, faults, combos, ungenerated;
     uint64_t row_cases[ROW_COUNT], row_differences[ROW_COUNT];
@@ -53,7 +53,8 @@ static void run_combo(struct batch *b, struct rng *r, const struct combo *k)
 static void run_row(struct batch *b, uint32_t row)
 {
     const struct row_form *f = &row_forms[row];
-    for (uint32_t bits = 32; bits <= 64; bits += 32) {
+    for (uint32_t bits = 16; bits <= 64; bits *= 2) {
+        if (options.bits && options.bits != bits) continue;
         if (f->attr & (bits == 64 ? A_NO64 : A_ONLY64)) continue;
         uint32_t widths = row_widths(f, bits);
         for (uint32_t w = 0; w < 4; w++) {
@@ -75,7 +76,8 @@ static void run_row(struct batch *b, uint32_t row)
 /* As many cases as a row of two forms and three widths gets, in either code size. */
 static void run_sequences(struct batch *b)
 {
-    for (uint32_t bits = 32; bits <= 64; bits += 32) {
+    for (uint32_t bits = 16; bits <= 64; bits *= 2) {
+        if (options.bits && options.bits != bits) continue;
         struct rng r = { options.seed * 0x9e3779b97f4a7c15ull + bits };
         total.combos++;
         for (uint64_t left = options.cases * 30; left;) {
@@ -100,6 +102,7 @@ static bool parse(int argc, char **argv)
         if (!strcmp(argv[i], "--cases") && more) options.cases = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--seed") && more) options.seed = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--keep") && more) options.keep = strtoull(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--bits") && more) options.bits = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--only") && more) options.only = argv[++i];
         else if (!strcmp(argv[i], "--verbose")) options.verbose = true;
         else if (!strcmp(argv[i], "--host")) options.host_only = true;
@@ -119,7 +122,7 @@ int main(int argc, char **argv)
 {
     const char *error = "";
     if (!parse(argc, argv)) {
-        fprintf(stderr, "usage: oracle [--cases N] [--seed N] [--only TEXT] [--keep N] [--verbose]\n");
+        fprintf(stderr, "usage: oracle [--cases N] [--seed N] [--bits 16|32|64] [--only TEXT] [--keep N] [--verbose]\n");
         return 2;
     }
     struct batch *b = shared_alloc(sizeof *b);

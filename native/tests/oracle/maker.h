@@ -21,8 +21,11 @@ uint8_t *mem_at(struct maker *m, uint64_t la, uint32_t size);
 /* Readable, but not bytes that a case chooses. */
 bool foreign(struct maker *m, uint64_t la, uint32_t size);
 void set_stack(struct maker *m);
-/* A place to go that both sides can tell from others. */
-uint64_t pick_landing(struct maker *m, uint32_t osize);
+/* Linear address of the top of the stack; and a stack that no access reaches. */
+uint64_t stack_at(const struct maker *m);
+void no_stack(struct maker *m);
+/* A place to go, in a code segment with this base, that both sides can tell from others. */
+uint64_t pick_landing(struct maker *m, uint32_t osize, uint64_t base);
 
 /* ---- system.c: segments, far transfers, instructions that fault at CPL 3 ---- */
 bool row_is_system(uint32_t row);

@@ -43,7 +43,7 @@ struct cpu_state {
     uint32_t vector, error; /* of the exception, or NO_VECTOR */
     uint8_t fx[FX_SIZE] __attribute__((aligned(64))); /* XSAVE64 area: x87, SSE, AVX */
     uint8_t mem[WINDOW_SIZE];
-    uint16_t selector[SEG_COUNT];
+    uint16_t selector[SEG_COUNT]; /* before: FS and GS always as in flat code */
     uint64_t fs_base, gs_base;
 };
 
@@ -52,12 +52,14 @@ struct test_case {
     uint8_t bytes[CODE_MAX];
     uint8_t length, bits;
     bool segments;       /* segment registers may change: compare them */
+    bool ldt;            /* runs in segments of the local descriptor table */
     bool sequence;       /* several instructions; row is ROW_none then */
     uint8_t host_done; /* 0: the child died here */
     bool uses_x87, uses_sse;
     uint32_t row;
     struct decoded d;
     uint64_t target; /* linear address of the memory operand */
+    uint64_t cs_base;
     /* what may differ */
     uint32_t flags_ignored;
     uint32_t gpr_ignored; /* bit per register */
@@ -65,6 +67,20 @@ struct test_case {
 };
 
 struct batch { uint32_t count; struct test_case c[BATCH]; };
+
+/* ---- ldt.c ---- */
+enum { LDT_CODE16_LOW, LDT_CODE16_HIGH, LDT_CODE32_LOW, LDT_CODE32_HIGH, LDT_CODE16_SEALED, LDT_CODE16_HIGH_SEALED, LDT_DATA16, LDT_DATA32, LDT_DATA_SHORT,
+       LDT_DATA_DOWN16, LDT_DATA_DOWN32, LDT_DATA_SEALED, LDT_DATA_PAGES, LDT_COUNT };
+enum { LDT_DATA, LDT_DOWN, LDT_CODE }; /* Linux makes no conforming segments */
+/* sealed: data that cannot be written, code that cannot be read; big: D/B; pages: G. */
+struct ldt_row { uint32_t base, limit; uint8_t kind; bool big, sealed, pages; };
+extern const struct ldt_row ldt_rows[LDT_COUNT];
+#define LDT_SELECTOR(n) ((uint16_t)((n) << 3 | 7))
+uint64_t ldt_descriptor(uint32_t n);
+uint64_t selector_base(uint16_t selector); /* 0 for all but those of the table */
+/* Sets ldt, cs_base, in.selector and in.rip. */
+void pick_segments(struct rng *r, struct test_case *t, uint32_t slot);
+bool stack_is_16(const struct test_case *t);
 
 /* ---- generate.c ---- */
 struct combo { uint32_t row, bits, width; bool memory; };
@@ -100,6 +116,12 @@ void print_case(const struct test_case *t, const char *why);
 bool case_soils_memory(const struct test_case *t, const struct cpu_state *after);
 
 static inline uint64_t case_ip(uint32_t slot) { return CODE + slot * SLOT_SIZE + SLOT_IP; }
+/* Met the INT3s that fill the case's slot, not those of the case. */
+static inline bool landed(const struct test_case *t, const struct cpu_state *o)
+{
+    uint64_t at = o->rip - 1 + selector_base(o->selector[SEG_CS]) - (t->in.rip + t->cs_base);
+    return o->vector == EXC_BP && at + SLOT_IP < SLOT_SIZE && at >= t->length;
+}
 static inline void window_load(uint8_t *arena, const uint8_t *mem)
 {
     memcpy(arena + WINDOW0, mem, WINDOW0_SIZE);

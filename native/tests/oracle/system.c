@@ -46,8 +46,26 @@ static uint16_t pick_selector(struct rng *r, bool code)
     for (;;) {
         uint16_t s = (uint16_t)(x < 14 ? rnd_below(r, 0x80) : rnd(r));
         uint32_t index = s >> 3;
+        if (code && (s & 4) && index < LDT_COUNT) continue; /* pick_far takes those */
         if ((s & 4) || index < 12 || index > 15) return s;
     }
+}
+
+/* A far pointer's two parts: what lies in the table's segments is reached by an offset of their own. */
+static uint16_t pick_far(struct maker *m, uint32_t size, uint64_t *off)
+{
+    uint64_t at = m->t->in.rip + m->t->cs_base;
+    bool call = m->t->d.op == OP_call_ptr || m->t->d.op == OP_call_far;
+    uint16_t sel = pick_selector(m->r, true);
+    /* A call to 64-bit code pushes without the base and limit of SS, or with: that differs by vendor. */
+    while (call && m->t->ldt && sel >> 3 == 0x30 >> 3) sel = pick_selector(m->r, true);
+    if (rnd_one(m->r, 3)) {
+        uint32_t n = rnd_below(m->r, LDT_COUNT);
+        bool reach = size > 2 || at - ldt_rows[n].base < 0xff00;
+        if (reach || ldt_rows[n].kind < LDT_CODE) sel = (uint16_t)(n << 3 | 4 | (rnd_one(m->r, 4) ? rnd_below(m->r, 4) : 3));
+    }
+    *off = pick_landing(m, size, selector_base(sel));
+    return sel;
 }
 
 /* Bytes of the memory operand for a case to fill; NULL with *retry when they are not its own. */
@@ -63,9 +81,9 @@ static void push_values(struct maker *m, const uint64_t *v, uint32_t count)
     struct test_case *t = m->t;
     uint32_t size = t->d.osize;
     set_stack(m);
-    uint8_t *p = mem_at(m, t->in.gpr[RSP], count * size);
+    uint8_t *p = mem_at(m, stack_at(m), count * size);
     if (!p) {
-        t->in.gpr[RSP] = MID + ARENA_SIZE + 0x10;
+        no_stack(m);
         return;
     }
     for (uint32_t i = 0; i < count; i++) memcpy(p + i * size, &v[i], size);
@@ -77,10 +95,11 @@ static bool role_far_memory(struct maker *m, bool code)
     uint32_t size = t->d.osize;
     bool retry;
     uint8_t *p = operand(m, size + 2, &retry);
-    uint64_t off = code ? pick_landing(m, size) : rnd_value(m->r);
+    uint64_t off = rnd_value(m->r);
+    uint16_t sel = code ? pick_far(m, size, &off) : pick_selector(m->r, false);
     if (p) {
         memcpy(p, &off, size);
-        st16(p + size, pick_selector(m->r, code));
+        st16(p + size, sel);
     }
     return !retry;
 }
@@ -89,8 +108,8 @@ static bool role_far_memory(struct maker *m, bool code)
 static void role_far_immediate(struct maker *m)
 {
     struct test_case *t = m->t;
-    uint64_t off = pick_landing(m, t->d.osize);
-    uint16_t sel = pick_selector(m->r, true);
+    uint64_t off;
+    uint16_t sel = pick_far(m, t->d.osize, &off);
     memcpy(t->bytes + t->length - 2 - t->d.osize, &off, t->d.osize);
     memcpy(t->bytes + t->length - 2, &sel, 2);
     t->d.imm = off;
@@ -135,8 +154,7 @@ bool system_role(struct maker *m)
         push_values(m, frame, 1);
         break;
     case OP_retf: case OP_retf_n: case OP_iret: {
-        frame[0] = pick_landing(m, t->d.osize);
-        frame[1] = pick_selector(r, true) | (rnd(r) & ~0xffffull);
+        frame[1] = pick_far(m, t->d.osize, &frame[0]) | (rnd(r) & ~0xffffull);
         frame[2] = rnd(r) & ~(uint64_t)(FLAG_TF | FLAG_NT);
         frame[3] = MID + 0x1000 + rnd_below(r, 64);
         frame[4] = rnd_one(r, 4) ? pick_selector(r, false) : 0x2b;
