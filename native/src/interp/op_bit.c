@@ -64,6 +64,7 @@ MULTIPLY(mul)
 MULTIPLY(imul)
 OP(mul_64r) { sem_mul_wide64(&c->fl, &c->gpr[RAX], &c->gpr[RDX], c->gpr[i->dst]); NEXT(); }
 
+/* Flags are undefined; Zen 5 keeps CF and OF, sets AF, clears the others. */
 #define DIVIDE(name, T8, S)                                                                       \
     OPX(name)                                                                                     \
     {                                                                                             \
@@ -107,7 +108,9 @@ OP(mul_64r) { sem_mul_wide64(&c->fl, &c->gpr[RAX], &c->gpr[RDX], c->gpr[i->dst])
             break;                                                                                \
         }                                                                                         \
         }                                                                                         \
-        return ok ? ST_OK : raise_vector(c, EXC_DE);                                              \
+        if (!ok) return raise_vector(c, EXC_DE);                                                  \
+        c->fl = (uint16_t)((c->fl & 0x101) | 0x1200);                                             \
+        return ST_OK;                                                                             \
     }
 DIVIDE(div, uint8_t, uint16_t)
 DIVIDE(idiv, int8_t, int16_t)
@@ -241,11 +244,19 @@ OP(bswap)
 }
 
 /* ---- decimal: SDM 2A "DAA", "AAA", "AAM" and their twins ---- */
+static void decimal_carries(struct kvs_vcpu *c, bool af, bool cf)
+{
+    c->fl = (uint16_t)((c->fl & ~0x1100) | (af ? 0x1000 : 0) | (cf ? 0x100 : 0));
+}
 static void decimal_flags(struct kvs_vcpu *c, uint8_t al, bool af, bool cf)
 {
     sem_test8(&c->fl, al, al);
-    c->fl = (uint16_t)((c->fl & ~0x1100) | (af ? 0x1000 : 0) | (cf ? 0x100 : 0));
+    decimal_carries(c, af, cf);
 }
+/*
+ * What the manuals leave undefined is what Zen 5 does: DAA and DAS leave the OF of one addition or subtraction
+ * of the whole correction, AAA and AAS the flags of that of AX, AAD those of its addition.
+ */
 OPX(daa)
 {
     uint8_t al = REG8(0), old = al;
@@ -262,7 +273,8 @@ OPX(daa)
     }
     if (!((old & 15) > 9 || (c->fl & 0x1000))) af = false;
     REG8(0) = al;
-    decimal_flags(c, al, af, cf);
+    sem_add8(&c->fl, old, (uint8_t)(al - old));
+    decimal_carries(c, af, cf);
     return ST_OK;
 }
 OPX(das)
@@ -281,26 +293,24 @@ OPX(das)
         new_cf = true;
     }
     REG8(0) = al;
-    decimal_flags(c, al, af, new_cf);
+    sem_sub8(&c->fl, old, (uint8_t)(old - al));
+    decimal_carries(c, af, new_cf);
     return ST_OK;
 }
 OPX(aaa)
 {
     bool carry = (REG8(0) & 15) > 9 || (c->fl & 0x1000);
-    if (carry) REG16(RAX) = (uint16_t)(REG16(RAX) + 0x106);
+    REG16(RAX) = sem_add16(&c->fl, REG16(RAX), carry ? 0x106 : 0);
     REG8(0) &= 15;
-    decimal_flags(c, REG8(0), carry, carry);
+    decimal_carries(c, carry, carry);
     return ST_OK;
 }
 OPX(aas)
 {
     bool carry = (REG8(0) & 15) > 9 || (c->fl & 0x1000);
-    if (carry) {
-        REG16(RAX) = (uint16_t)(REG16(RAX) - 6);
-        REG8(1) -= 1;
-    }
+    REG16(RAX) = sem_sub16(&c->fl, REG16(RAX), carry ? 0x106 : 0);
     REG8(0) &= 15;
-    decimal_flags(c, REG8(0), carry, carry);
+    decimal_carries(c, carry, carry);
     return ST_OK;
 }
 OPX(aam)
@@ -315,8 +325,7 @@ OPX(aam)
 }
 OPX(aad)
 {
-    REG16(RAX) = (uint8_t)(REG8(0) + REG8(1) * (uint8_t)i->imm);
-    decimal_flags(c, REG8(0), false, false);
+    REG16(RAX) = sem_add8(&c->fl, REG8(0), (uint8_t)(REG8(1) * (uint8_t)i->imm));
     return ST_OK;
 }
 

@@ -292,7 +292,7 @@ static void prefixes(struct decoded *d, struct cursor *s, uint32_t bits)
 static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, uint32_t bits, uint32_t *pp, bool *legal)
 {
     static const uint8_t pps[4] = { NP, P66, PF3, PF2 };
-    *legal = !(d->opsize66 || d->rep || d->lock || d->rex);
+    *legal = !(d->opsize66 || d->rep || d->lock);
     uint32_t map, payload;
     if (first == 0x62) {
         (void)take(s, 3);
@@ -315,10 +315,7 @@ static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, ui
     d->vl = (payload >> 2) & 1;
     *pp = pps[payload & 3];
     d->vex = true;
-    if (bits != 64) {
-        d->rex = 0;
-        d->vvvv &= 7;
-    }
+    if (bits != 64) d->rex = 0;
     if (map < 1 || map > 3) *legal = false;
     else d->map = (uint8_t)(V1 + map - 1);
 }
@@ -326,13 +323,14 @@ static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, ui
 static bool is_vvvv_kind(uint32_t k) { return k == Hx || k == Hl || k == By; }
 
 /* What is illegal about a VEX-coded row that was found. SDM 2A "VEX Encoding and the VEX.L Bit", "VEX.vvvv". */
-static bool vex_legal(const struct decoded *d, uint32_t bits, uint64_t features)
+static bool vex_legal(struct decoded *d, uint32_t bits, uint64_t features)
 {
     static const uint8_t wide[FEAT_DECODED] = { [FEAT_AVX] = FEAT_AVX2, [FEAT_AES] = FEAT_VAES, [FEAT_PCLMUL] = FEAT_VPCLMUL };
     const struct row_info *r = &isa_row[d->row];
     bool uses_vvvv = false;
     for (int n = 0; n < OPERANDS; n++) uses_vvvv |= is_vvvv_kind(r->k[n]);
     if (!uses_vvvv && d->vvvv != 0) return false;
+    if (bits != 64) d->vvvv &= 7;
     if ((d->attr & A_AVX) && !offered(features, FEAT_AVX)) return false;
     if ((d->attr & A_L0) && d->vl) return false;
     if ((d->attr & A_L1) && !d->vl) return false;
@@ -346,6 +344,12 @@ static bool vex_legal(const struct decoded *d, uint32_t bits, uint64_t features)
         if (d->reg == index || d->reg == d->vvvv || index == d->vvvv) return false;
     }
     return true;
+}
+
+static void memory_operand(struct decoded *d, struct cursor *s, uint32_t bits)
+{
+    if (d->asize == 2) modrm16(d, s);
+    else modrm32(d, s, bits == 64);
 }
 
 int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode, uint64_t features, struct decoded *d)
@@ -372,11 +376,13 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     } else if (d->opcode == 0xc4 || d->opcode == 0xc5 || d->opcode == 0x62) {
         /* Outside 64-bit mode these are LES, LDS and BOUND unless their ModRM says "register". */
         if (s.pos < s.count ? bits == 64 || (protected_mode && p[s.pos] >= 0xc0) : bits == 64) {
+            if (d->rex) return DECODE_UD;
             vector_prefix(d, &s, d->opcode, bits, &pp, &legal);
             d->opcode = (uint8_t)take(&s, 1);
         }
     }
     if (s.overrun) return s.count == 15 ? DECODE_LONG : DECODE_MORE;
+    d->asize = bits == 64 ? (d->addr67 ? 4 : 8) : (bits == 32) == d->addr67 ? 2 : 4;
     if (!legal) return DECODE_UD;
 
     uint8_t modrm = s.pos < s.count ? p[s.pos] : 0;
@@ -399,7 +405,6 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
     d->attr = r->attr;
     d->cond = d->opcode & 15;
     d->has_modrm = has_modrm;
-    d->asize = bits == 64 ? (d->addr67 ? 4 : 8) : (bits == 32) == d->addr67 ? 2 : 4;
     if (has_modrm) {
         d->modrm = modrm;
         s.pos++;
@@ -409,16 +414,15 @@ int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode,
         d->reg = (uint8_t)(((modrm >> 3) & 7) | (d->rex & 4) << 1);
         d->rm = (uint8_t)((modrm & 7) | (d->rex & 1) << 3);
         d->is_mem = d->mod != 3;
-        if (d->is_mem) {
-            if (d->asize == 2) modrm16(d, &s);
-            else modrm32(d, &s, bits == 64);
-        }
+        if (d->is_mem) memory_operand(d, &s, bits);
     }
     operand_sizes(d, bits, d->mandatory_prefix && pp == P66);
     immediates(d, &s);
     if (s.overrun) return s.pos > 15 ? DECODE_LONG : DECODE_MORE;
     d->length = (uint8_t)s.pos;
     if (d->lock && !((d->attr & A_LOCK) && d->is_mem)) return DECODE_UD;
+    /* There is no DR8, for no privilege level. */
+    if ((r->k[0] == Dr || r->k[1] == Dr) && d->reg >= 8) return DECODE_UD;
     if ((d->attr & A_PROT) && !protected_mode) return DECODE_UD;
     if ((d->attr & (A_NOREP | A_NOPREFIX)) && d->rep) return DECODE_UD;
     if ((d->attr & A_NOPREFIX) && d->opsize66) return DECODE_UD;

@@ -5,7 +5,8 @@
  * Row macros (each reader defines the ones it wants and includes isa.def):
  *
  *   OPERATION(name, class, "mnemonic", FEATURE, read, written, undefined)
- *       status flags as F_... masks; undefined ones are masked by the oracle
+ *       status flags as F_... masks. undefined: by the manuals; all of them are what Zen 5 leaves, which the
+ *       oracle checks on such a host
  *   ENC(name, map, pp, opcode, mod, k0, k1, k2, attributes)       one opcode byte
  *   GRP(name, group, pp, ext, mod, k0, k1, k2, attributes)        opcode with ModRM.reg extension
  *   FIX(name, table, modrm, attributes)                           whole ModRM byte (x87, 0F 01)

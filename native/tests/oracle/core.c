@@ -1,5 +1,5 @@
 /* Runs cases in the core: a small long-mode machine with the same user address space as the host side. */
-#include "oracle.h"
+#include "exhaust.h"
 #include "../engine.h"
 
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 
 /* Guest physical layout. */
 enum { P_TABLES = 0x1000, P_GDT = 0x80000, P_IDT = 0x81000, P_TSS = 0x82000, P_STACK = 0x83000, P_HANDLERS = 0x84000, P_LDT = 0x85000,
-       P_ARENA = 0x90000, P_CODE = 0x100000, P_END = 0x100000 + CODE_SIZE };
+       P_ARENA = 0x90000, P_CODE = 0x100000, P_BLOCK = 0x100000 + CODE_SIZE, P_END = P_BLOCK + BLOCK_SIZE };
 #define KERNEL 0xffffffff80000000ull /* linear address of physical 0, supervisor only */
 #define PTE_P 1ull
 #define PTE_W 2ull
@@ -45,6 +45,7 @@ static void build_memory(void)
     core.next_table = P_TABLES + 0x1000;
     for (uint64_t pa = P_GDT; pa < P_LDT + 0x1000; pa += 0x1000) map_page(KERNEL + pa, pa, PTE_P | PTE_W);
     for (uint64_t off = 0; off < CODE_SIZE; off += 0x1000) map_page(CODE + off, P_CODE + off, PTE_P | PTE_U);
+    for (uint64_t off = 0; off < BLOCK_SIZE; off += 0x1000) map_page(BLOCK + off, P_BLOCK + off, PTE_P | PTE_W | PTE_U | PTE_NX);
     const uint64_t arenas[] = { LOW, MID, HIGH };
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++) {
         if (arenas[i] == LOW && !host_has_low()) continue;
@@ -254,16 +255,41 @@ static void run_case(struct test_case *t, bool stepped)
     if (case_soils_memory(t, o)) arena_fill(core.ram + P_ARENA);
 }
 
-void core_run(struct batch *b)
+static void put_code(const struct batch *b)
 {
     for (uint32_t i = 0; i < b->count; i++) {
-        struct test_case *t = &b->c[i];
         uint8_t *p = core.ram + P_CODE + i * SLOT_SIZE + SLOT_IP;
         memcpy(p, (const uint8_t *)(uintptr_t)case_ip(i), CODE_MAX + 16);
-        (void)t;
     }
     kvs_mem_written(core.vm, P_CODE, CODE_SIZE);
-    for (uint32_t i = 0; i < b->count; i++) run_case(&b->c[i], i & 1);
+}
+
+void core_run(struct batch *b)
+{
+    put_code(b);
+    for (uint32_t i = 0; i < b->count; i++) run_case(&b->c[i], b->c[i].step || (i & 1));
+}
+
+uint8_t *core_block(void) { return core.ram + P_BLOCK; }
+
+void core_run_loop(struct batch *b)
+{
+    struct test_case *t = &b->c[0];
+    struct kvs_core_state s;
+    put_code(b);
+    t->core = t->in; /* the host runs from the other */
+    for (;;) {
+        struct test_case now = { .bits = t->bits, .in = t->core };
+        load_state(core.c, &now);
+        kvs_vcpu_get_core_state(core.c, &s);
+        kvs_vcpu_set_insn_limit(core.c, s.retired + 100000000);
+        if (kvs_vcpu_run(core.c) || core.c->cpl == 3) return; /* the results are not there: a difference */
+        save_state(core.c, &t->core);
+        take_fault(core.c, &t->core);
+        if (t->core.vector != EXC_DE || !t->skip) return;
+        t->core.gpr[RAX] = DIVIDE_MARK;
+        t->core.rip += t->skip;
+    }
 }
 
 void core_stop(void)

@@ -608,7 +608,8 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
     struct maker m = { r, t, slot, 0, 0 };
     const struct row_form *f = &row_forms[k->row];
     fresh_slot(r, t);
-    t->sequence = false;
+    t->sequence = t->step = false;
+    t->skip = 0;
     for (int tries = 0;; tries++) {
         if (tries == 64) return false;
         t->bits = (uint8_t)k->bits;
@@ -705,6 +706,8 @@ bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_
     }
     fresh_slot(r, t);
     t->sequence = true;
+    t->step = false;
+    t->skip = 0;
     t->segments = false;
     t->row = ROW_none;
     memset(&t->d, 0, sizeof t->d);
@@ -740,6 +743,7 @@ bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_
             jump_at = 0;
         } else undefined = (undefined & ~(op->written & ~op->undefined)) | op->undefined;
         if (shift) undefined |= op->undefined;
+        if (host_is_recorded()) undefined = 0;
         n--;
         if (n && !rnd_one(r, 3) && !undefined) {
             t->bytes[t->length++] = (uint8_t)(0x70 | rnd_below(r, 16));

@@ -1,5 +1,5 @@
 /* Runs cases on the host CPU, in a child process. */
-#include "oracle.h"
+#include "exhaust.h"
 
 #include <asm/ldt.h>
 #include <errno.h>
@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
@@ -17,7 +18,7 @@
  * The page behind the stubs, reached by absolute addresses so that no register is needed.
  * 0 host RSP, 8 scratch RDI, 16 state in, 24 state out, 32 entry RIP and CS (far pointer),
  * 48 host FS base, 56 address of the way back, 64 components of XSAVE, 72 FS base that a case leaves,
- * 80 ES, 82 DS, 84 SS of a case in the local descriptor table.
+ * 80 ES, 82 DS, 84 SS of a case in the local descriptor table; 256 a frame for IRETQ.
  */
 #define DATA (STUB + 0x1000)
 struct stub_data {
@@ -27,12 +28,16 @@ struct stub_data {
     uint64_t fs_base, back;
     uint32_t components, pad2;
     uint64_t fs_base_left;
-    uint16_t es, ds, ss;
+    uint16_t es, ds, ss, skip;
+    uint8_t unused[168];
+    uint64_t frame[5];
 };
+_Static_assert(offsetof(struct stub_data, frame) == 256, "used by the assembler");
 
 int oracle_enter64(void);
 int oracle_enter32(void);
 int oracle_enter_ldt(void);
+int oracle_enter_step(void);
 void oracle_back(void);
 void oracle_abort(void);
 
@@ -58,6 +63,8 @@ __asm__(
     "oracle_enter32:\n enter\n ljmp *0x10001020\n"
     "oracle_enter_ldt:\n enter\n"
     "mov 0x10001050, %es\n mov 0x10001052, %ds\n mov 0x10001054, %ss\n ljmp *0x10001020\n"
+    "oracle_enter_step:\n enter\n"
+    "mov 0x10001050, %es\n mov 0x10001052, %ds\n mov $0x10001100, %esp\n iretq\n"
     "oracle_back:\n"
     "mov %rdi, 0x10001008\n mov 0x10001018, %rdi\n"
     "mov %rax, 0(%rdi)\n mov %rcx, 8(%rdi)\n mov %rdx, 16(%rdi)\n mov %rbx, 24(%rdi)\n"
@@ -107,6 +114,12 @@ static void on_fault(int sig, siginfo_t *info, void *context)
     __asm__ volatile("pushfq\n andl $~0x40000, (%%rsp)\n popfq" : : : "cc", "memory"); /* AC */
     ucontext_t *u = context;
     greg_t *g = u->uc_mcontext.gregs;
+    if (s->skip && g[REG_TRAPNO] == EXC_DE) {
+        g[REG_RAX] = DIVIDE_MARK;
+        g[REG_RIP] += s->skip;
+        __asm__ volatile("wrfsbase %0" : : "r"(left));
+        return;
+    }
     struct cpu_state *o = s->out;
     static const uint8_t order[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
                                        REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
@@ -185,11 +198,15 @@ static void child_run(struct batch *b)
         s->es = t->in.selector[SEG_ES];
         s->ds = t->in.selector[SEG_DS];
         s->ss = t->in.selector[SEG_SS];
-        int faulted = t->ldt ? oracle_enter_ldt() : t->bits == 32 ? oracle_enter32() : oracle_enter64();
+        s->skip = t->skip;
+        memcpy(s->frame, (uint64_t[5]){ t->in.rip, s->far_cs, t->in.rflags | FLAG_TF, t->in.gpr[RSP], s->ss }, sizeof s->frame);
+        int faulted = t->step ? oracle_enter_step() : t->ldt ? oracle_enter_ldt() : t->bits == 32 ? oracle_enter32() : oracle_enter64();
         uint64_t next = t->in.rip + t->length;
         if (t->segments) take_segments(&t->host, faulted);
-        else if (t->ldt) __asm__ volatile("mov %0, %%ss\n mov %0, %%ds\n mov %0, %%es\n" : : "r"(0x2b));
-        if (!faulted) t->host.rip = next;
+        else if (t->ldt || t->step) __asm__ volatile("mov %0, %%ss\n mov %0, %%ds\n mov %0, %%es\n" : : "r"(0x2b));
+        if (t->step && t->host.vector == EXC_DB) t->host.vector = NO_VECTOR;
+        else if (t->step) { /* its own exception, whichever */ }
+        else if (!faulted) t->host.rip = next;
         else if (landed(t, &t->host)) {
             t->host.vector = NO_VECTOR; /* a branch into the filling of the slot */
             t->host.rip--;
@@ -238,6 +255,7 @@ static void child_main(struct batch **where)
     for (size_t i = 0; i < ARRAY_SIZE(arenas); i++)
         for (uint32_t off = 0; off < ARENA_SIZE; off += 0x1000) (void)*(volatile uint8_t *)(uintptr_t)(arenas[i] + off);
     mprotect((void *)CODE, CODE_SIZE, PROT_READ | PROT_EXEC);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (!install_ldt()) _exit(3);
     sigaltstack(&alt, NULL);
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++) sigaction(signals[i], &a, NULL);
@@ -273,6 +291,22 @@ static void reap(void)
     waitpid(host.pid, NULL, 0);
 }
 
+bool host_is_recorded(void)
+{
+    static int known;
+    if (!known) {
+        uint32_t a = 0, b, c = 0, d, family;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        bool amd = b == 0x68747541 && d == 0x69746e65 && c == 0x444d4163;
+        a = 1;
+        c = 0;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        family = (a >> 8 & 15) + (a >> 20 & 0xff);
+        known = amd && family == 0x1a ? 1 : -1;
+    }
+    return known == 1;
+}
+
 static uint32_t host_cpuid1_ecx(void)
 {
     uint32_t a = 1, b, c = 0, d;
@@ -294,6 +328,8 @@ bool host_start(const char **error)
     if (host.arena == MAP_FAILED || !host.shared) return false;
     if (!map_arena(MID, fd) || !map_arena(HIGH, fd) || !map_at(CODE, CODE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC, code))
         return false;
+    void *block = mmap((void *)BLOCK, BLOCK_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (block != (void *)BLOCK) return false;
     host.low = map_arena(LOW, fd);
     host.code = (uint8_t *)CODE;
     memset(host.code, 0xcc, CODE_SIZE);
@@ -337,7 +373,7 @@ void host_end(struct batch *b)
     for (;;) {
         struct pollfd p = { .fd = host.from_child[0], .events = POLLIN };
         struct batch *done;
-        int n = poll(&p, 1, 5000);
+        int n = poll(&p, 1, 20000);
         if (n < 0 && errno == EINTR) continue;
         if (n == 1 && read(p.fd, &done, sizeof done) == sizeof done) return;
         /* The child died or hangs in this case: go on behind it with a new one. */

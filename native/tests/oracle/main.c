@@ -4,13 +4,13 @@
  * For every row of the instruction table that can run in user mode, in each form and width, 64-, 32- and
  * 16-bit code: N cases on the host CPU and in the core. Fails on any difference.
  */
-#include "oracle.h"
+#include "exhaust.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-static struct { uint64_t cases, seed, keep, bits; const char *only; bool verbose, host_only; } options = { 300, 1, 5, 0, NULL, false, false };
+static struct { uint64_t cases, seed, keep, bits; const char *only; bool verbose, host_only, exhaustive, bounded, decode; } options = { .cases = 300, .seed = 1, .keep = 5 };
 static struct {
     uint64_t cases, differences, faults, combos, ungenerated;
     uint64_t row_cases[ROW_COUNT], row_differences[ROW_COUNT];
@@ -104,6 +104,9 @@ static bool parse(int argc, char **argv)
         else if (!strcmp(argv[i], "--keep") && more) options.keep = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--bits") && more) options.bits = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--only") && more) options.only = argv[++i];
+        else if (!strcmp(argv[i], "--exhaustive")) options.exhaustive = true;
+        else if (!strcmp(argv[i], "--bounded")) options.exhaustive = options.bounded = true;
+        else if (!strcmp(argv[i], "--decode")) options.decode = true;
         else if (!strcmp(argv[i], "--verbose")) options.verbose = true;
         else if (!strcmp(argv[i], "--host")) options.host_only = true;
         else return false;
@@ -130,6 +133,16 @@ int main(int argc, char **argv)
         fprintf(stderr, "oracle: %s\n", error);
         return 1;
     }
+    if (options.exhaustive) {
+        uint64_t differences = exhaust(b, !options.bounded, options.only);
+        printf("%u passed, %u failed\n", !differences, !!differences);
+        return differences != 0;
+    }
+    if (options.decode) {
+        uint64_t differences = decode_strings(b, options.cases, options.seed, options.keep);
+        printf("%u passed, %u failed\n", !differences, !!differences);
+        return differences != 0;
+    }
     double start = seconds();
     uint32_t rows = 0, reached = 0;
     for (uint32_t row = 1; row < ROW_COUNT; row++) {
@@ -141,6 +154,7 @@ int main(int argc, char **argv)
     }
     if (!options.only || !strcmp(options.only, "sequence")) run_sequences(b);
     double took = seconds() - start;
+    if (!options.only && !options.host_only) total.differences += exhaust(b, false, NULL) + decode_strings(b, options.cases * 300, options.seed, options.keep);
     host_stop();
     if (!options.host_only) core_stop();
 

@@ -60,6 +60,8 @@ struct test_case {
     struct decoded d;
     uint64_t target; /* linear address of the memory operand */
     uint64_t cs_base;
+    uint8_t skip;        /* loops: length of an instruction that may raise #DE; see exhaust.h */
+    bool step;           /* one instruction, whatever it is; see decode.c */
     /* what may differ */
     uint32_t flags_ignored;
     uint32_t gpr_ignored; /* bit per register */
@@ -100,6 +102,8 @@ void host_begin(struct batch *b); /* returns at once; the batch lies in memory f
 void host_end(struct batch *b);
 void host_stop(void);
 bool host_has_low(void);
+/* The silicon whose undefined results the core gives: AMD family 1Ah, Zen 5. On others they are masked. */
+bool host_is_recorded(void);
 uint64_t host_components(void); /* of XSAVE, that the oracle looks at */
 void *shared_alloc(size_t size);
 
@@ -107,6 +111,10 @@ void *shared_alloc(size_t size);
 bool core_start(const char **error);
 void core_run(struct batch *b);
 void core_stop(void);
+
+/* ---- decode.c ---- */
+/* Random byte strings: which of them are instructions, and of what length. Returns the number of differences. */
+uint64_t decode_strings(struct batch *b, uint64_t cases, uint64_t seed, uint64_t keep);
 
 /* ---- compare.c ---- */
 /* Empty string: equal. */
