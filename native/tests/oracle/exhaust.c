@@ -68,6 +68,7 @@ static void make_loop(struct test_case *t, const struct operation *o, uint32_t i
                                     0xff, 0xcd, 0x75 };
     memset(t, 0, sizeof *t);
     t->bits = (uint8_t)bits;
+    t->sequence = true;
     for (uint32_t n = 0; n < SEG_COUNT; n++) t->in.selector[n] = 0x2b;
     t->in.selector[SEG_CS] = bits == 64 ? 0x33 : 0x23;
     t->in.rip = case_ip(0);
@@ -124,7 +125,7 @@ static void put(uint32_t ax, uint32_t bl, uint32_t flags)
 static void run_divide(const struct operation *o, uint32_t bl, uint32_t bits)
 {
     for (uint32_t f = 0; f < 64; f++) {
-        if (!x.full && f != 21) continue;
+        if (!x.full && f != 21) continue; /* bounded: one combination */
         for (uint32_t ax = 0; ax < RECORDS; ax++)
             if (f == 0 || f == 63 || !x.full || !(x.faulting[ax / 8] >> (ax & 7) & 1)) put(ax, bl, f);
         run_loop(o, 0, bits);
@@ -138,9 +139,9 @@ static void run_divide(const struct operation *o, uint32_t bl, uint32_t bits)
 
 static void run_operation(const struct operation *o, uint32_t bits)
 {
-    /* Bounded: one bit of the flags at a time, and none. */
-    static const uint8_t some[] = { 0, 1, 2, 4, 8, 16, 32, 63 };
-    static const uint8_t immediates[] = { 0, 1, 7, 8, 9, 10, 16, 17, 31, 32, 0xff };
+    static const uint8_t some[] = { 0, 21, 63 };
+    static const uint8_t immediates[] = { 0, 1, 8, 9, 10, 16, 31, 32, 0xff };
+    static const uint8_t divisors[] = { 1, 3, 10, 128, 200, 255 };
     uint32_t flags = x.full ? 64 : sizeof some;
     bool imm = o->shape == AL_IMM || o->shape == AX_IMM;
     switch (o->shape) {
@@ -151,15 +152,14 @@ static void run_operation(const struct operation *o, uint32_t bits)
         }
         break;
     case AX_BL:
-        for (uint32_t bl = 0; bl < 256; bl++)
-            if (x.full || bl % 37 < 2) run_divide(o, bl, bits);
+        for (uint32_t n = 0; n < (x.full ? 256 : sizeof divisors); n++) run_divide(o, x.full ? n : divisors[n], bits);
         break;
     default: {
         uint32_t values = o->shape == AX_ONLY || o->shape == AX_IMM ? 65536 : 256, count = !imm ? 1 : x.full ? 256 : sizeof immediates;
         for (uint32_t n = 0; n < count; n++) {
             uint32_t i = x.full ? n : immediates[n];
             for (uint32_t f = 0; f < 64; f++) {
-                if (o->shape == AX_IMM && !x.full && f % 9) continue;
+                if (values == 65536 && !x.full && f % 21) continue;
                 if (o->faults && i == 0 && f && f != 63) continue;
                 for (uint32_t v = 0; v < values; v++) put(v, 0x5a, f);
                 if (values == 65536 || f % 32 == 31) run_loop(o, i, bits);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-static struct { uint64_t cases, seed, keep, bits; const char *only; bool verbose, host_only, exhaustive, bounded, decode; } options = { .cases = 300, .seed = 1, .keep = 5 };
+static struct { uint64_t cases, seed, keep, bits; const char *only; bool verbose, host_only, exhaustive, bounded, decode; } options = { .cases = 200, .seed = 1, .keep = 5 };
 static struct {
     uint64_t cases, differences, faults, combos, ungenerated;
     uint64_t row_cases[ROW_COUNT], row_differences[ROW_COUNT];
