@@ -155,6 +155,20 @@ static bool either_fault(const struct test_case *t)
     return false;
 }
 
+/* The rest of the state is that of cases without FNSTENV. */
+static bool same_pointers(const struct test_case *t, char *why, size_t size)
+{
+    const uint8_t *h = t->host.mem + WINDOW0_SIZE, *c = t->core.mem + WINDOW0_SIZE;
+    /* The host's kernel may have taken the CPU away meanwhile, and it gives back pointers of zero. */
+    if (!ld32(h + 12) && !ld32(h + 20)) return true;
+    if (ld32(h + 12) != ld32(c + 12)) return differ(why, size, "fip %x, core %x", ld32(h + 12), ld32(c + 12));
+    if ((ld16(h + 18) ^ ld16(c + 18)) & 0x7ff) return differ(why, size, "fop %x, core %x", ld16(h + 18) & 0x7ff, ld16(c + 18) & 0x7ff);
+    if (t->d.is_mem && ld32(h + 20) != ld32(c + 20)) return differ(why, size, "fdp %x, core %x", ld32(h + 20), ld32(c + 20));
+    if (ld16(h + 16) != ld16(c + 16)) return differ(why, size, "fcs %x, core %x", ld16(h + 16), ld16(c + 16));
+    if (t->d.is_mem && ld16(h + 24) != ld16(c + 24)) return differ(why, size, "fds %x, core %x", ld16(h + 24), ld16(c + 24));
+    return true;
+}
+
 bool compare_case(const struct test_case *t, char *why, size_t size)
 {
     const struct cpu_state *h = &t->host, *c = &t->core;
@@ -185,6 +199,8 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
     bool saves = is(t, "fxsave") || is(t, "xsave") || is(t, "xsaveopt") || is(t, "xsavec");
     if (!skip_memory && saves && h->vector == NO_VECTOR) {
         if (!same_fxsave(t, why, size)) return false;
+    } else if (!skip_memory && t->env && h->vector == NO_VECTOR) {
+        return same_pointers(t, why, size);
     } else if (!skip_memory && memcmp(h->mem, c->mem, WINDOW_SIZE) && !lost_pointers(t)) {
         uint32_t i = 0;
         while (h->mem[i] == c->mem[i]) i++;
@@ -203,7 +219,6 @@ bool compare_case(const struct test_case *t, char *why, size_t size)
         if (memcmp(h->fx + 32 + 16 * i, c->fx + 32 + 16 * i, 10)) return differ(why, size, "st(%d)", i);
     for (int i = 0; i < 16; i++)
         if (memcmp(h->fx + 160 + 16 * i, c->fx + 160 + 16 * i, 16)) return differ(why, size, "xmm%d", i);
-    if (t->check_fip && memcmp(h->fx + 6, c->fx + 6, 18)) return differ(why, size, "fop, fip or fdp");
     return true;
 }
 

@@ -224,7 +224,7 @@ static void run_case(struct test_case *t, bool stepped)
         kvs_vcpu_set_insn_limit(c, stepped ? s.retired + steps : s.retired + 100000);
         result = kvs_vcpu_run(c);
         reason = kvs_vcpu_run_block(c)->exit_reason;
-        if (!t->sequence || !stepped || result || reason != KVS_EXIT_INSN_LIMIT || c->cpl != 3 || c->rip == next || steps == 32) break;
+        if (!(t->sequence || t->env) || !stepped || result || reason != KVS_EXIT_INSN_LIMIT || c->cpl != 3 || c->rip == next || steps == 32) break;
     }
     o->vector = NO_VECTOR;
     o->error = 0;

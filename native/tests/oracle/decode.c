@@ -140,7 +140,7 @@ static bool generate_string(struct rng *r, uint32_t bits, uint32_t slot, struct 
     if (unsafe(p, bits)) return false;
     t->length = (uint8_t)(n < 24 ? 24 : n);
     memcpy(t->bytes, p, t->length);
-    t->sequence = t->segments = false;
+    t->sequence = t->segments = t->env = false;
     t->step = true;
     t->row = ROW_none;
     memset(&t->d, 0, sizeof t->d);

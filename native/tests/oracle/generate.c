@@ -603,12 +603,27 @@ static void fresh_slot(struct rng *r, struct test_case *t)
 /* AMD: LOCK MOV CR0 is MOV CR8 (APM 3 "MOV CRn"), and Zen does not mind LOCK VERW. */
 static bool lock_has_meaning(uint16_t op) { return op == OP_mov_from_cr || op == OP_mov_to_cr || op == OP_verw; }
 
+/* Behind instructions that are not about the state of the unit itself. */
+static void append_environment(struct test_case *t)
+{
+    static const char *const control[] = { "fxsave", "fxrstor", "fnsave", "frstor", "fnstenv", "fldenv", "fldcw", "fnstcw", "fnstsw", "fnclex", "fninit",
+        "fwait", "fnop", "xsave", "xsavec", "xsaveopt", "xrstor", NULL };
+    if (has_mnemonic(t->row, control)) return;
+    uint8_t *p = t->bytes + t->length;
+    *p++ = 0xd9;
+    if (t->bits == 64) *p++ = 0x34;
+    *p++ = t->bits == 64 ? 0x25 : 0x35;
+    st32(p, (uint32_t)ENV_AT);
+    t->length = (uint8_t)(p + 4 - t->bytes);
+    t->env = true;
+}
+
 bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct test_case *t)
 {
     struct maker m = { r, t, slot, 0, 0 };
     const struct row_form *f = &row_forms[k->row];
     fresh_slot(r, t);
-    t->sequence = t->step = false;
+    t->sequence = t->step = t->env = false;
     t->skip = 0;
     for (int tries = 0;; tries++) {
         if (tries == 64) return false;
@@ -664,6 +679,7 @@ bool generate_case(struct rng *r, const struct combo *k, uint32_t slot, struct t
             for (int i = 0; i < 16; i++) t->in.gpr[i] = (uint32_t)t->in.gpr[i];
         t->target = m.target;
         case_undefined(t);
+        if ((f->attr & A_X87) && !t->ldt && rnd_one(r, 4)) append_environment(t);
         return true;
     }
 }
@@ -708,7 +724,7 @@ bool generate_sequence(struct rng *r, uint32_t bits, uint32_t slot, struct test_
     }
     fresh_slot(r, t);
     t->sequence = true;
-    t->step = false;
+    t->step = t->env = false;
     t->skip = 0;
     t->segments = false;
     t->row = ROW_none;

@@ -31,6 +31,7 @@
 #define WINDOW0_SIZE 1024u
 #define WINDOW1 (0x2000u - 128u)
 #define WINDOW1_SIZE 128u
+#define ENV_AT (MID + WINDOW1)
 #define WINDOW_SIZE (WINDOW0_SIZE + WINDOW1_SIZE)
 
 #define NO_VECTOR 0xffu
@@ -65,7 +66,7 @@ struct test_case {
     /* what may differ */
     uint32_t flags_ignored;
     uint32_t gpr_ignored; /* bit per register */
-    bool check_fip;
+    bool env; /* FNSTENV to the last window behind an x87 instruction: what it has left in FIP, FDP and FOP */
 };
 
 struct batch { uint32_t count; struct test_case c[BATCH]; };
