@@ -314,6 +314,7 @@ static void vector_prefix(struct decoded *d, struct cursor *s, uint8_t first, ui
     d->vvvv = (~payload >> 3) & 15;
     d->vl = (payload >> 2) & 1;
     *pp = pps[payload & 3];
+    d->vex_pp = (uint8_t)*pp;
     d->vex = true;
     if (bits != 64) d->rex = 0;
     if (map < 1 || map > 3) *legal = false;

@@ -204,7 +204,7 @@ struct decoded {
     uint16_t imm2;           /* selector of a far pointer, ENTER's level */
     uint8_t cond;            /* low nibble of the opcode, for Jcc, SETcc, CMOVcc */
     bool vex, evex;
-    uint8_t vvvv, vl, vw, evex_aaa; bool evex_b, evex_z; /* vw: VEX.W, also where rex leaves it out */
+    uint8_t vvvv, vl, vw, vex_pp, evex_aaa; bool evex_b, evex_z; /* vw: VEX.W, also where rex leaves it out; vex_pp: NP ... */
 };
 
 /* decode.c. bits: 16, 32 or 64. Returns DECODE_... ; on OK d->length is set.
