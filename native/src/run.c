@@ -592,6 +592,7 @@ static enum verdict turn(struct kvs_vcpu *c)
         }
         if (UNLIKELY(c->pending_dbg) && !c->exc.pending) debug_trap(c); /* of an instruction that ended in an exit */
         if (events(c) == EXIT) return EXIT;
+        c->code_modified = 0; /* by a frame over code, which is dropped already */
         if (UNLIKELY(c->write_count) && iobus_flush_writes(c)) return EXIT; /* of a frame on a stack that is no memory */
         if (UNLIKELY(c->exc.pending || signals)) return GO_ON; /* what waited for the exception comes now */
     } else {
