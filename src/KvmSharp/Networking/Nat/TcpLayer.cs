@@ -15,6 +15,9 @@ internal sealed class TcpLayer(NatStack stack)
 
     public int Count => _connections.Count;
 
+    /// <summary>The only connection there is; for tests.</summary>
+    internal TcpConnection Single() => _connections.Values.Single();
+
     public void Input(in IpPacket packet, MacAddress mac)
     {
         if (!TcpSegment.TryParse(packet.Payload, out var segment))
