@@ -9,14 +9,14 @@ for (int i = 0; i < args.Length; i++)
 {
     switch (args[i])
     {
-        case "boot" or "compute" or "storage":
+        case "boot" or "compute" or "storage" or "network":
             only = args[i];
             break;
         case "--pairs" when i + 1 < args.Length && int.TryParse(args[i + 1], out pairs) && pairs > 0:
             i++;
             break;
         default:
-            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage] [--pairs N]");
+            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage | network] [--pairs N]");
             return 2;
     }
 }
@@ -36,6 +36,11 @@ try
     if (only is null or "storage")
     {
         await StorageBenchmark.RunAsync(pairs);
+    }
+
+    if (only is null or "network")
+    {
+        await NetworkBenchmark.RunAsync(pairs);
     }
 
     return 0;

@@ -37,16 +37,17 @@ public sealed class EgressAndDnsTests
     [Fact]
     public async Task LongAnswersAreTruncatedOverUdpOnly()
     {
-        var many = Enumerable.Range(0, 100).Select(i => new IPAddress([192, 0, 2, (byte)i])).ToArray();
+        var many = Enumerable.Range(0, 80).Select(i => new IPAddress([192, 0, 2, (byte)i])).ToArray();
         using var peer = new GuestPeer(new UserNetworkOptions { DnsResolver = new Resolver(q => DnsMessage.CreateAnswer(q, many)) });
         var answer = await AskAsync(peer, Query("many.test", DnsMessage.TypeA));
         Assert.True(answer.Length <= 512 && (answer[2] & 2) != 0);
         byte[] extended = [.. Query("many.test", DnsMessage.TypeA), 0, 0, 41, 0x10, 0, 0, 0, 0, 0, 0, 0];
         extended[11] = 1;
-        Assert.Equal(100, DnsMessage.ReadAddresses(await AskAsync(peer, extended)).Count);
+        Assert.Equal(80, DnsMessage.ReadAddresses(await AskAsync(peer, extended)).Count);
         var guest = await PeerTcp.ConnectAsync(peer, 53, remote: GuestPeer.Dns4);
         guest.SendData(Framed(Query("many.test", DnsMessage.TypeA)));
-        Assert.Equal(100, DnsMessage.ReadAddresses((await guest.ReadAsync(2 + 27 + 1600))[2..]).Count);
+        var whole = await guest.ReadAsync(2 + 27 + 1280);
+        Assert.Equal(DnsMessage.CreateAnswer(Query("many.test", DnsMessage.TypeA), many), whole[2..]);
     }
 
     [Fact]
