@@ -5,6 +5,7 @@ using System.Text;
 using KvmSharp.Boot;
 using KvmSharp.Cli.Debian;
 using KvmSharp.Devices.Virtio;
+using KvmSharp.GuestTests.Samples;
 using KvmSharp.GuestTests.Support;
 using KvmSharp.Networking;
 
@@ -200,5 +201,23 @@ public sealed class UserNetworkCommandTests
         Assert.Equal([0x4d, 0x3c, 0xb2, 0xa1], file[..4]);
         Assert.True(file.AsSpan().IndexOf("GET /captured"u8) > 0);
         Assert.True(file.AsSpan().IndexOf("over the network"u8) > 0);
+    }
+
+    [Fact]
+    public async Task SampleConnectsTheGuest()
+    {
+        using var server = new LoopbackHttpServer(Encoding.ASCII.GetBytes("over the network\n"));
+        DebianImage image = await DebianCache.CloudAsync();
+        var serial = new KvmSharp.Devices.MemoryCharacterBackend();
+        PcMachineOptions options = LinuxGuest.CreateOptions(image, serial);
+        (VmExit exit, IPEndPoint ssh) = await NetworkedMachine.RunAsync(options with
+        {
+            Initrd = await DebianCache.WithModulesAsync(image),
+            CommandLine = options.CommandLine + " quiet kvmsharp.modules=virtio_pci,virtio_net,af_packet kvmsharp.net=dhcp"
+                + $" kvmsharp.run=wget,-q,-O,-,http://10.0.2.2:{server.Port}/",
+        }).WaitAsync(TimeSpan.FromMinutes(3));
+        Assert.Equal(VmExitKind.PowerOff, exit.Kind);
+        Assert.Contains("over the network", serial.GetOutputText());
+        Assert.NotEqual(0, ssh.Port);
     }
 }
