@@ -481,6 +481,26 @@ static void test_extint(void)
     scrap(vm);
 }
 
+/* "APIC Timer": an expiry that the timer thread has not seen yet is not lost when the registers are written. */
+static void test_late_timer(void)
+{
+    struct kvs_vm *vm = quiet(1);
+    struct kvs_vcpu *c = vm->vcpus[0];
+    apic(c, 0x3e0, 0xb);
+    apic(c, LVT_TIMER, 0x40);
+    apic(c, 0x380, 1000);
+    clock_set_virtual(vm, clock_now(vm) + 1500);
+    CHECK_EQ(apic_rd(c, 0x390), 0);
+    apic(c, 0x380, 1000);
+    CHECK_EQ(take(c), 0x40);
+    apic(c, EOI, 0);
+    CHECK_EQ(apic_rd(c, 0x390), 1000);
+    clock_set_virtual(vm, clock_now(vm) + 1500);
+    apic(c, LVT_TIMER, 0x10040); /* masked too late */
+    CHECK_EQ(take(c), 0x40);
+    scrap(vm);
+}
+
 /* An image of the state at reset, and images that no guest can make. */
 static void test_images(void)
 {
@@ -526,6 +546,7 @@ int main(void)
     test_nmi_count();
     test_ioapic_modes();
     test_extint();
+    test_late_timer();
     test_images();
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;

@@ -33,10 +33,32 @@ uint32_t lapic_timer_count(struct lapic *l)
     return (uint32_t)((left > span ? left % span : left) / divider(l));
 }
 
+static void timer_expired(struct lapic *l, uint64_t now)
+{
+    lapic_deliver_local(l, R_LVT_TIMER);
+    l->tsc_deadline = 0;
+    if (lapic_timer_mode(l) != TIMER_PERIODIC || !rd(l, R_TMICT)) {
+        l->expiry = CLOCK_NEVER;
+        return;
+    }
+    /* Periods that nobody saw are merged into this one; the phase stays. */
+    uint64_t period = timer_period(l), late = now - l->expiry;
+    lapic_timer_set(l, l->expiry + (late / period + 1) * period);
+}
+
+/* What the timer thread has not come to yet happened before the register is written. */
+static void catch_up(struct lapic *l)
+{
+    uint64_t now = clock_now(vm_of(l));
+    if (l->expiry != CLOCK_NEVER && l->expiry <= now)
+        timer_expired(l, now);
+}
+
 void lapic_write_tmict(struct lapic *l, uint32_t value)
 {
     if (lapic_timer_mode(l) == TIMER_TSC_DEADLINE)
         return;
+    catch_up(l);
     *reg(l, R_TMICT) = value;
     if (!value)
         lapic_timer_set(l, CLOCK_NEVER);
@@ -53,19 +75,6 @@ void lapic_write_tdcr(struct lapic *l, uint32_t value)
     *reg(l, R_TDCR) = value & 0xb;
     if (left && lapic_timer_mode(l) != TIMER_TSC_DEADLINE)
         lapic_timer_set(l, clock_now(vm_of(l)) + max_u64(left * divider(l) / old, 1));
-}
-
-static void timer_expired(struct lapic *l, uint64_t now)
-{
-    lapic_deliver_local(l, R_LVT_TIMER);
-    l->tsc_deadline = 0;
-    if (lapic_timer_mode(l) != TIMER_PERIODIC || !rd(l, R_TMICT)) {
-        l->expiry = CLOCK_NEVER;
-        return;
-    }
-    /* Periods that nobody saw are merged into this one; the phase stays. */
-    uint64_t period = timer_period(l), late = now - l->expiry;
-    lapic_timer_set(l, l->expiry + (late / period + 1) * period);
 }
 
 void lapic_timer_fire(void *owner, uint64_t now)
@@ -110,6 +119,7 @@ void lapic_tsc_changed(struct kvs_vcpu *c)
 void lapic_write_lvt_timer(struct lapic *l, uint32_t value)
 {
     uint32_t old = lapic_timer_mode(l);
+    catch_up(l);
     *reg(l, R_LVT_TIMER) = value;
     /* Into and out of TSC-deadline mode the timer is disarmed; one-shot and periodic keep the count. */
     if (lapic_timer_mode(l) != old && (lapic_timer_mode(l) == TIMER_TSC_DEADLINE || old == TIMER_TSC_DEADLINE)) {
