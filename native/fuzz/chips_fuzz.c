@@ -142,7 +142,10 @@ static void host_side(struct rng *r)
         break;
     }
     case 5: kvs_host_timer_arm(vm, kvs_clock_now(vm) + rnd_below(r, 100000)); break;
-    case 6: kvs_vcpu_nmi(c); break;
+    case 6:
+        kvs_vcpu_nmi(c);
+        (void)kvs_vcpu_smi(c);
+        break;
     case 7: {
         struct kvs_clock_data d;
         kvs_get_clock(vm, &d);
@@ -167,7 +170,7 @@ static void epoch(struct rng *r, uint64_t cases)
 {
     static bool started;
     pthread_t thread;
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = rnd_one(r, 8) ? KVS_CLOCK_REAL : KVS_CLOCK_VIRTUAL };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = rnd_one(r, 8) ? KVS_CLOCK_REAL : KVS_CLOCK_VIRTUAL, .flags = rnd_one(r, 2) ? KVS_VM_SMM : 0 };
     if (!started) started = pthread_create(&thread, NULL, watchdog, NULL) == 0;
     FUZZ_CHECK(kvs_vm_create(&config, &vm) == 0 && kvs_ram_create(RAM_SIZE, &ram) == 0 && kvs_irqchip_create(vm) == 0 && kvs_pit_create(vm) == 0);
     struct kvs_userspace_memory_region region = { .memory_size = RAM_SIZE };

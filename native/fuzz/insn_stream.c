@@ -38,6 +38,7 @@ static struct machine {
     uint32_t msrs[256], msr_count;
     uint64_t tried, refused, cr4;
     bool lam;
+    bool smm, a20_off;
     uint32_t engine;   /* KVS_ENGINE_... */
     uint32_t patience; /* with one case, in microseconds */
     bool kicked;       /* the last case took too long */
@@ -308,7 +309,19 @@ static uint32_t set_state(struct rng *r, uint32_t mode, uint64_t *rip_out)
     e.nmi.pending = 0;
     e.nmi.masked = rnd_one(r, 8);
     e.triple_fault.pending = 0;
-    kvs_vcpu_set_events(g.c, &e);
+    e.flags = KVS_VCPUEVENT_VALID_SMM;
+    memset(&e.smi, 0, sizeof e.smi);
+    if (g.smm && rnd_one(r, 8)) {
+        e.smi.smm = rnd_one(r, 2);
+        e.smi.pending = rnd_one(r, 2);
+        e.smi.smm_inside_nmi = rnd_one(r, 4);
+        e.smi.latched_init = rnd_one(r, 16);
+    }
+    FUZZ_CHECK(kvs_vcpu_set_events(g.c, &e) == 0);
+    if (rnd_one(r, 32) || g.a20_off) {
+        g.a20_off = rnd_one(r, 4);
+        FUZZ_CHECK(kvs_vm_set_a20(g.vm, !g.a20_off) == 0);
+    }
     struct kvs_mp_state mp = { KVS_MP_STATE_RUNNABLE };
     kvs_vcpu_set_mp_state(g.c, &mp);
     if (rnd_one(r, 16)) {
@@ -352,6 +365,7 @@ static void answer(struct rng *r)
     }
     if (rnd_one(r, 16)) kvs_vcpu_nmi(g.c);
     if (rnd_one(r, 32)) machine_check(r, g.c);
+    if (g.smm && rnd_one(r, 8)) FUZZ_CHECK(kvs_vcpu_smi(g.c) == 0);
     if (!g.irqchip && rnd_one(r, 8)) kvs_vcpu_interrupt(g.c, rnd_below(r, 256));
     if (g.irqchip && rnd_one(r, 8)) kvs_irq_line(g.vm, rnd_below(r, 26), rnd_below(r, 2));
     if (rnd_one(r, 32)) kvs_vcpu_kick(g.c);
@@ -429,6 +443,9 @@ static void machine_create(struct rng *r)
 {
     struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, .engine = g.engine, .jit_threshold = 1 };
     g.irqchip = rnd_one(r, 2);
+    g.smm = rnd_one(r, 2);
+    g.a20_off = false;
+    config.flags = g.smm ? KVS_VM_SMM : 0;
     FUZZ_CHECK(kvs_vm_create(&config, &g.vm) == 0 && kvs_ram_create(RAM_SIZE, &g.ram) == 0 && kvs_ram_create(ROM_SIZE, &g.rom) == 0);
     if (g.irqchip) FUZZ_CHECK(kvs_irqchip_create(g.vm) == 0 && kvs_pit_create(g.vm) == 0);
     struct kvs_userspace_memory_region ram = { .slot = 0, .memory_size = RAM_SIZE, .flags = rnd_one(r, 2) ? KVS_MEM_LOG_DIRTY_PAGES : 0 };
@@ -436,6 +453,12 @@ static void machine_create(struct rng *r)
     struct kvs_userspace_memory_region rom = { .slot = 2, .guest_phys_addr = ROM, .memory_size = ROM_SIZE, .flags = KVS_MEM_READONLY };
     FUZZ_CHECK(kvs_memslot_set(g.vm, &ram, g.ram, 0) == 0 && kvs_memslot_set(g.vm, &alias, g.ram, KIB(128)) == 0 &&
                kvs_memslot_set(g.vm, &rom, g.rom, 0) == 0);
+    if (g.smm && rnd_one(r, 2)) {
+        /* In system management mode the two halves of RAM have changed places. */
+        struct kvs_userspace_memory_region low = { .slot = 1 << 16, .memory_size = RAM_SIZE / 2 };
+        struct kvs_userspace_memory_region high = { .slot = 1 << 16 | 1, .guest_phys_addr = RAM_SIZE / 2, .memory_size = RAM_SIZE / 2 };
+        FUZZ_CHECK(kvs_memslot_set(g.vm, &low, g.ram, RAM_SIZE / 2) == 0 && kvs_memslot_set(g.vm, &high, g.ram, 0) == 0);
+    }
     g.m = kvs_ram_address(g.ram);
     FUZZ_CHECK(kvs_vcpu_create(g.vm, 0, &g.c) == 0);
     g.run = kvs_vcpu_run_block(g.c);
@@ -466,6 +489,8 @@ static void machine_create(struct rng *r)
         { 0xc0000084, 0, rnd(r) & 0x7fff }, { 0x174, 0, S_CODE32 }, { 0x175, 0, STACKS + 0x1000 }, { 0x176, 0, CODE + 0x300 },
     };
     kvs_vcpu_set_msrs(g.c, msrs, ARRAY_SIZE(msrs));
+    struct kvs_msr_entry smbase = { 0x9e, 0, rnd_below(r, RAM_SIZE - KIB(64)) };
+    if (rnd_one(r, 2)) FUZZ_CHECK(kvs_vcpu_set_msrs(g.c, &smbase, 1) == 1);
     g.msr_count = ARRAY_SIZE(g.msrs);
     FUZZ_CHECK(kvs_get_msr_index_list(g.msrs, &g.msr_count) == 0);
     uint8_t *rom_bytes = kvs_ram_address(g.rom);

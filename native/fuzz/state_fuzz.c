@@ -161,7 +161,7 @@ static void epoch(struct rng *r, uint64_t cases)
 {
     static bool started;
     pthread_t thread;
-    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, TEST_ENGINE };
+    struct kvs_vm_config config = { .size = sizeof config, .clock_mode = KVS_CLOCK_VIRTUAL, .flags = rnd_one(r, 2) ? KVS_VM_SMM : 0, TEST_ENGINE };
     if (!started) started = pthread_create(&thread, NULL, watchdog, NULL) == 0;
     chips = rnd_one(r, 2);
     FUZZ_CHECK(kvs_vm_create(&config, &vm) == 0 && kvs_ram_create(RAM_SIZE, &ram) == 0);

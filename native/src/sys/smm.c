@@ -278,7 +278,7 @@ static bool resumable(const struct kvs_vcpu *c, const struct smm_state *s)
     if (lma && (s->seg[SEG_CS].attr & (ATTR_L | ATTR_DB)) == (ATTR_L | ATTR_DB)) return false;
     if (lma && ((s->rflags & FLAG_VM) || s->cr3 & ~cr3_allowed(c))) return false;
     if (!lma && s->cr3 >> 32) return false;
-    if (s->dr6 >> 32 || s->dr7 >> 32) return false;
+    if (s->dr6 >> 32 || s->dr7 >> 32 || ((s->rflags & FLAG_VM) && !(s->cr0 & CR0_PE))) return false;
     /* Wide linear addresses are a matter of CR4. */
     uint32_t la_bits = s->cr4 & CR4_LA57 ? 57 : 48;
     if (lma) {

@@ -241,6 +241,6 @@ int task_transfer(struct kvs_vcpu *c, uint16_t sel, int reason)
     if (!switched) return st;
     /* The faults of a new task are its own: they are delivered with its RIP, not with the RIP of the
      * instruction that switched. */
-    if (st == ST_FAULT && !deliver_exception(c)) return raise_error(c, EXC_DF, 0); /* a triple fault again */
+    if (st == ST_FAULT && !deliver_exception(c)) return raise_shutdown(c);
     return st == ST_FAULT ? ST_OK : st;
 }
