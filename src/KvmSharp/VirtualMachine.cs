@@ -280,6 +280,8 @@ public sealed unsafe partial class VirtualMachine : IMachineControl, IDisposable
         }
     }
 
+    internal void StartLegacyTimer() => Firmware.LegacyBios.StartTimer(_handle);
+
     private void ArmHostTimer(ulong deadline)
     {
         if (!_handle.IsClosed)

@@ -79,6 +79,12 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             var rsdp = options.Firmware is null ? InstallFirmwareData() : null;
             if (options.Kernel is { } kernel)
             {
+                if (MultibootLoader.IsMultiboot(kernel.Bytes.Span))
+                {
+                    // Linux brings all of this up by itself; a Multiboot kernel may lean on what a PC has at that point.
+                    LegacyBios.InstallHandlers(VirtualMachine.Memory);
+                    VirtualMachine.StartLegacyTimer();
+                }
                 KernelLoader.Load(VirtualMachine.Memory, VirtualMachine.Vcpus[0], kernel, new LinuxBootOptions
                 {
                     CommandLine = options.CommandLine,

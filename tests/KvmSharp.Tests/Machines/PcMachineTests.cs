@@ -22,6 +22,24 @@ public sealed class PcMachineTests
     }
 
     [Fact]
+    public async Task MultibootKernelFindsTheTimerRunning()
+    {
+        // mov al, 0ah; out 20h, al; 1: in al, 20h; test al, 1; jz 1b; in al, 21h; out 0f4h, al
+        byte[] multiboot = [.. new byte[16], 0x02, 0xb0, 0xad, 0x1b, 0, 0, 1, 0, 0xfe, 0x4f, 0x51, 0xe4,
+            .. new uint[] { 0x10_0010, 0x10_0000, 0, 0, 0x10_0030 }.SelectMany(BitConverter.GetBytes),
+            0xb0, 0x0a, 0xe6, 0x20, 0xe4, 0x20, 0xa8, 0x01, 0x74, 0xfa, 0xe4, 0x21, 0xe6, 0xf4];
+        using var machine = new PcMachine(new PcMachineOptions { Kernel = BootImage.FromBytes(multiboot), IsaDebugExit = true });
+        var memory = machine.VirtualMachine.Memory;
+        Assert.Equal(0xf000_fea5u, memory.Read<uint>(8 * 4));
+        Assert.Equal(0xf000_ff53u, memory.Read<uint>(0x10 * 4));
+        Assert.Equal(0xcf, memory.Read<byte>(0xf_ff53));
+        machine.Start();
+        var exit = await machine.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(20));
+        Assert.Equal(VmExitKind.DebugExit, exit.Kind);
+        Assert.Equal((0xfa << 1 | 1) & 0xff, exit.ExitCode & 0xff);
+    }
+
+    [Fact]
     public void FirmwareConfigurationIsThereWhenItIsOfUse()
     {
         byte[] multiboot = [.. new byte[16], 0x02, 0xb0, 0xad, 0x1b, 0, 0, 1, 0, 0xfe, 0x4f, 0x51, 0xe4,
