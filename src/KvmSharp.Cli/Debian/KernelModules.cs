@@ -10,7 +10,7 @@ namespace KvmSharp.Cli.Debian;
 internal sealed class KernelModules
 {
     /// <summary>Part of the cached file's name.</summary>
-    public const string FormatVersion = "2";
+    public const string FormatVersion = "3";
 
     private static readonly HashSet<string> _wanted =
     [
@@ -19,6 +19,8 @@ internal sealed class KernelModules
         "virtio_net", "net_failover", "failover", "af_packet",
         "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport",
         "ext4", "jbd2", "mbcache", "crc16", "crc32c_generic", "libcrc32c", "fat", "vfat", "nls_cp437", "nls_ascii",
+        "scsi_common", "scsi_mod", "libata", "ata_piix", "crct10dif_common", "crc_t10dif", "crct10dif_generic", "t10_pi", "crc64",
+        "crc64_rocksoft", "crc64_rocksoft_generic", "sd_mod", "cdrom", "sr_mod", "isofs",
     ];
 
     private readonly SortedDictionary<string, byte[]> _modules = new(StringComparer.Ordinal);
@@ -91,6 +93,17 @@ internal sealed class KernelModules
         {
             Resolve("nls_cp437", order);
             Resolve("nls_ascii", order);
+        }
+
+        // sd_mod's protection information finds its checksums by name too.
+        if (module is "crc_t10dif")
+        {
+            Resolve("crct10dif_generic", order);
+        }
+
+        if (module is "crc64_rocksoft")
+        {
+            Resolve("crc64_rocksoft_generic", order);
         }
 
         order.Add(module);
