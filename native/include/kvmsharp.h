@@ -243,7 +243,9 @@ struct kvs_core_state {
     uint64_t monitor_line, monitor_digest, mwait_deadline, mwait_rip;
     /* The I/O instruction just done, which an SMI could restart; info 0: there is none. */
     uint64_t io_trap_info, io_trap_rip, io_trap_rcx, io_trap_rsi, io_trap_rdi;
-    uint64_t reserved[5];
+    uint64_t turn;    /* virtual clock, several vCPUs: bit 0 has the turn, bit 1 has begun it, bits 8-15 PAUSEs
+                       * since the last one that gave it up, bits 32-63 instructions left of it; else 0 */
+    uint64_t reserved[4];
 };
 
 /* ---- devices in the core: KVM's structures --------------------------------------------- */

@@ -72,8 +72,6 @@ static enum verdict exit_with(struct kvs_vcpu *c, uint32_t reason)
 }
 
 /* ---- virtual clock: one vCPU runs at a time, in a fixed order, so that runs repeat ---- */
-#define SLICE 50000u /* instructions */
-
 static bool takes_turns(const struct kvs_vcpu *c) { return is_virtual_clock(c) && atomic_load(&c->vm->vcpu_count) > 1; }
 static bool has_turn(const struct kvs_vcpu *c) { return !takes_turns(c) || atomic_load(&c->vm->turn) == c->id; }
 
@@ -158,7 +156,7 @@ static enum verdict handle_requests(struct kvs_vcpu *c)
         /* Whoever stopped this vCPU may have changed slots: the flushes it posted come before any access. */
     }
     if (req & REQ_HOST_TIMER) return exit_with(c, KVS_EXIT_HOST_TIMER);
-    if (req & REQ_EVENT) pv_eoi_sync(c);
+    if ((req & REQ_EVENT) && (!takes_turns(c) || (has_turn(c) && c->in_slice))) pv_eoi_sync(c);
     return GO_ON; /* REQ_EVENT: looked at in every turn */
 }
 
@@ -279,7 +277,7 @@ static bool pass_turn(struct kvs_vcpu *c)
 static void start_slice(struct kvs_vcpu *c)
 {
     c->clock_base = clock_now(c->vm) - vcpu_retired(c);
-    c->slice_end = vcpu_retired(c) + SLICE;
+    c->slice_end = vcpu_retired(c) + TURN_LENGTH;
     c->in_slice = true;
 }
 
@@ -574,7 +572,11 @@ static enum verdict turn(struct kvs_vcpu *c)
             if (!has_turn(c)) {
                 return wait_for_request(c, true);
             }
-            if (!c->in_slice) start_slice(c);
+            if (!c->in_slice) {
+                /* For what came meanwhile, at a point that does not depend on when this thread saw it. */
+                pv_eoi_sync(c);
+                start_slice(c);
+            }
             if (vcpu_retired(c) >= c->slice_end) {
                 if (!pass_turn(c)) start_slice(c);
                 return GO_ON;

@@ -366,7 +366,6 @@ KVS_API int32_t kvs_vcpu_set_events(struct kvs_vcpu *c, const struct kvs_vcpu_ev
         c->smm_inside_nmi = e->smi.smm && e->smi.smm_inside_nmi;
         atomic_store(&c->signals, (e->smi.pending ? SIG_SMI : 0) | (e->smi.latched_init ? SIG_INIT : 0));
     }
-    vcpu_request(c, REQ_EVENT);
     return give(c, KVS_OK);
 }
 
@@ -399,7 +398,6 @@ KVS_API int32_t kvs_vcpu_set_mp_state(struct kvs_vcpu *c, const struct kvs_mp_st
     atomic_store(&c->mp_state, sipi ? KVS_MP_STATE_INIT_RECEIVED : s->mp_state);
     atomic_fetch_and(&c->signals, ~(uint32_t)(SIG_SIPI | SIG_SIPI_VECTOR));
     if (sipi) atomic_fetch_or(&c->signals, SIG_SIPI | c->sipi_vector << 8);
-    vcpu_request(c, REQ_EVENT);
     return give(c, KVS_OK);
 }
 
@@ -433,6 +431,22 @@ KVS_API int32_t kvs_vcpu_set_guest_debug(struct kvs_vcpu *c, const struct kvs_gu
 
 /* ---- the rest ---- */
 #define CORE_MCE_SHIFT 16 /* behind the bits of DR6 in the flags of struct kvs_core_state */
+/* Where the vCPUs are in their turns decides what runs next. Any value is a possible one. */
+static uint64_t turn_state(const struct kvs_vcpu *c)
+{
+    if (c->vm->config.clock_mode != KVS_CLOCK_VIRTUAL || atomic_load(&c->vm->vcpu_count) <= 1) return 0;
+    uint64_t retired = vcpu_retired(c), left = c->in_slice && c->slice_end > retired ? c->slice_end - retired : 0;
+    return (atomic_load(&c->vm->turn) == c->id) | (uint64_t)c->in_slice << 1 | (c->pauses % PAUSES_PER_TURN) << 8 |
+           min_u64(left, TURN_LENGTH) << 32;
+}
+static void turn_restore(struct kvs_vcpu *c, uint64_t turn)
+{
+    if (c->vm->config.clock_mode != KVS_CLOCK_VIRTUAL || atomic_load(&c->vm->vcpu_count) <= 1) return;
+    if (turn & 1) atomic_store(&c->vm->turn, c->id);
+    c->in_slice = (turn & 3) == 3;
+    c->slice_end = vcpu_retired(c) + min_u64(turn >> 32, TURN_LENGTH);
+    c->pauses = (turn >> 8 & 0xff) % PAUSES_PER_TURN;
+}
 KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_state *s)
 {
     TAKE(c, s);
@@ -456,6 +470,7 @@ KVS_API int32_t kvs_vcpu_get_core_state(struct kvs_vcpu *c, struct kvs_core_stat
         s->mwait_deadline = m->deadline;
         s->mwait_rip = m->rip;
     }
+    s->turn = turn_state(c);
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_core_state *s)
@@ -468,6 +483,7 @@ KVS_API int32_t kvs_vcpu_set_core_state(struct kvs_vcpu *c, const struct kvs_cor
     c->mce_pending = (uint8_t)mce;
     c->budget = 0;
     c->retired_end = s->retired;
+    turn_restore(c, s->turn);
     c->stats.retired = s->retired;
     c->pending_dbg = dbg;
     atomic_store(&c->pv_unhalted, (s->flags & KVS_CORE_PV_UNHALTED) != 0);

@@ -148,6 +148,10 @@ struct monitor {
 #define MC_BANKS 10u
 enum { MCE_NONE, MCE_EXCEPTION, MCE_SHUTDOWN };
 
+/* Virtual clock, several vCPUs: instructions of a turn, and PAUSEs that end one early. */
+#define TURN_LENGTH 50000u
+#define PAUSES_PER_TURN 64u
+
 struct kvs_vcpu {
     /* ---- hot: touched by every handler ---- */
     uint64_t gpr[GPR_COUNT];

@@ -21,11 +21,12 @@ public sealed class StressTests(ITestOutputHelper output)
         DebianImage image = await DebianCache.CloudAsync();
         BootImage initrd = BootImage.FromBytes((byte[])[.. File.ReadAllBytes(image.Initrd), .. StressArchive()], "initramfs");
         await using LinuxGuest guest = new(image, vcpus: vcpus, change: options => options with { Initrd = initrd });
-        await guest.BootAsync();
+        await guest.BootAsync(TimeSpan.FromMinutes(8));
         string results = await guest.RunAsync($"stress {seconds} 2>&1", TimeSpan.FromSeconds(3 * seconds + 300));
         output.WriteLine(results);
         Assert.EndsWith("stress ok\n", results);
         await guest.CleanLogAsync();
+        output.WriteLine($"{seconds} s on {vcpus} vCPUs, clean log");
     }
 
     private static int Setting(string name, int usual) =>

@@ -96,7 +96,7 @@ static int yield_turn(OPARGS)
 OPX(pause)
 {
     if (LIKELY(atomic_load_explicit(&c->vm->vcpu_count, memory_order_relaxed) <= 1)) return ST_OK;
-    return ++c->pauses % 64 ? ST_OK : yield_turn(c, i, budget);
+    return ++c->pauses % PAUSES_PER_TURN ? ST_OK : yield_turn(c, i, budget);
 }
 
 /* ---- segment registers ---- */

@@ -320,11 +320,11 @@ int lapic_msr_write(struct kvs_vcpu *c, uint32_t msr, uint64_t value)
     struct lapic *l = c->lapic;
     if (!l)
         return -1;
+    if (msr == MSR_TSC_DEADLINE)
+        return write_tsc_deadline(l, value);
     pv_eoi_sync(c);
     if (msr == MSR_APIC_BASE)
         return lapic_set_base(c, value);
-    if (msr == MSR_TSC_DEADLINE)
-        return write_tsc_deadline(l, value);
     if (msr < 0x800 || msr > 0x8ff || !x2apic(l))
         return -1;
     return x2apic_write(l, (msr & 0xff) << 4, value);

@@ -186,8 +186,8 @@ internal unsafe struct KvsCoreState
 {
     public ulong Retired, Flags;
     public ulong MonitorLine, MonitorDigest, MwaitDeadline, MwaitRip;
-    public ulong IoTrapInfo, IoTrapRip, IoTrapRcx, IoTrapRsi, IoTrapRdi;
-    public fixed ulong Reserved[5];
+    public ulong IoTrapInfo, IoTrapRip, IoTrapRcx, IoTrapRsi, IoTrapRdi, Turn;
+    public fixed ulong Reserved[4];
 }
 
 [StructLayout(LayoutKind.Sequential)]
