@@ -156,7 +156,7 @@ static enum verdict handle_requests(struct kvs_vcpu *c)
         /* Whoever stopped this vCPU may have changed slots: the flushes it posted come before any access. */
     }
     if (req & REQ_HOST_TIMER) return exit_with(c, KVS_EXIT_HOST_TIMER);
-    if ((req & REQ_EVENT) && (!takes_turns(c) || (has_turn(c) && c->in_slice))) pv_eoi_sync(c);
+    if ((req & REQ_EVENT) && (!takes_turns(c) || (has_turn(c) && c->in_slice))) pv_eoi_arrival(c);
     return GO_ON; /* REQ_EVENT: looked at in every turn */
 }
 
@@ -574,7 +574,7 @@ static enum verdict turn(struct kvs_vcpu *c)
             }
             if (!c->in_slice) {
                 /* For what came meanwhile, at a point that does not depend on when this thread saw it. */
-                pv_eoi_sync(c);
+                pv_eoi_arrival(c);
                 start_slice(c);
             }
             if (vcpu_retired(c) >= c->slice_end) {

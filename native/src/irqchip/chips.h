@@ -111,6 +111,7 @@ int lapic_ack(struct lapic *l);           /* takes only the LAPIC's lock; ACK_EX
 /* ---- paravirt.c ---- */
 void pv_eoi_offer(struct kvs_vcpu *c); /* without locks, after an acknowledge has set l->pv_eoi */
 void lapic_end_interrupt(struct lapic *l); /* lapic.c: EOI of an edge; takes the lock */
+bool lapic_requested(struct lapic *l);     /* is an interrupt in IRR? takes the lock */
 
 /* ---- ioapic.c: under chip->lock ---- */
 void ioapic_reset(struct ioapic *io);

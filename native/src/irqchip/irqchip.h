@@ -21,6 +21,7 @@ void steal_time_enable(struct kvs_vcpu *c);      /* after msr_kvm_steal_time was
 void steal_time_update(struct kvs_vcpu *c);      /* if it is on: now and then */
 void steal_time_close(struct kvs_vcpu *c);
 void pv_eoi_sync(struct kvs_vcpu *c);            /* before what depends on the interrupts in service */
+void pv_eoi_arrival(struct kvs_vcpu *c);         /* an interrupt may have arrived */
 int pv_eoi_enable(struct kvs_vcpu *c, uint64_t value, bool host); /* -1: #GP(0) */
 
 /* ---- hypercalls: any thread ---- */

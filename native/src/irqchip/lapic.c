@@ -229,6 +229,14 @@ int lapic_ack(struct lapic *l)
     return vector;
 }
 
+bool lapic_requested(struct lapic *l)
+{
+    pthread_mutex_lock(&l->lock);
+    bool any = highest_vector(l, R_IRR) >= 0;
+    pthread_mutex_unlock(&l->lock);
+    return any;
+}
+
 void lapic_end_interrupt(struct lapic *l)
 {
     pthread_mutex_lock(&l->lock);

@@ -147,6 +147,14 @@ void pv_eoi_sync(struct kvs_vcpu *c)
     }
 }
 
+/* A request of any other kind, such as those after a state was loaded, leaves the offer as it is. */
+void pv_eoi_arrival(struct kvs_vcpu *c)
+{
+    struct lapic *l = c->lapic;
+    if (UNLIKELY(l && atomic_load_explicit(&l->pv_eoi, memory_order_relaxed)) && lapic_requested(l))
+        pv_eoi_sync(c);
+}
+
 int pv_eoi_enable(struct kvs_vcpu *c, uint64_t value, bool host)
 {
     uint8_t flags;
