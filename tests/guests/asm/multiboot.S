@@ -134,7 +134,23 @@ _start:
         push    eax
         push    offset 5f
         retfd
-5:      SAY     "multiboot ok"
+5:
+        mov     eax, offset on_tick             /* the timer runs as a BIOS leaves it, at vector 8 */
+        mov     edi, offset idt + 8 * 8
+        mov     [edi], ax
+        mov     [edi + 2], cs
+        mov     word ptr [edi + 4], 0x8e00
+        shr     eax, 16
+        mov     [edi + 6], ax
+        lidt    [idt_pointer]
+        sti
+        hlt
+        cli
+        cmp     dword ptr [ticks], 1
+        CHECK   e, "a tick of the timer"
+        cmp     word ptr [8 * 4 + 2], 0xf000
+        CHECK   e, "real mode has its vectors"
+        SAY     "multiboot ok"
         xor     eax, eax
         out     DEBUG_EXIT, al
 6:      hlt
@@ -147,6 +163,17 @@ say:    lodsb                                   /* esi: text */
         jmp     say
 1:      ret
 
+on_tick:
+        push    eax
+        inc     dword ptr [ticks]
+        mov     al, 0x20
+        out     0x20, al
+        pop     eax
+        iretd
+
+idt_pointer:
+        .word   9 * 8 - 1
+        .long   idt
 name:   .ascii  "multiboot"
 arguments:
         .asciz  "check=1 two"
@@ -159,6 +186,9 @@ image_end:
         .bss
         .balign 4096
 uninitialized:
+ticks:  .skip   4
+        .balign 8
+idt:    .skip   9 * 8
         .skip   8192
 stack_top:
         .skip   4096
