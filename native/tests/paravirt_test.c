@@ -66,6 +66,27 @@ static void test_pv_eoi(void)
     CHECK_EQ(take(c), 0x42);
     guest_eoi();
 
+    /* Ended, and something higher displaces it before anybody looked: both are over in the end. */
+    edge(0x50);
+    CHECK_EQ(take(c), 0x50);
+    guest_eoi();
+    msi.data = 0x71;
+    CHECK_EQ(irqchip_send_msi(vm, &msi), 1);
+    CHECK_EQ(take(c), 0x71);
+    CHECK_EQ(isr(0x50), 0);
+    guest_eoi();
+    CHECK_EQ(isr(0x71), 0);
+    CHECK_EQ(isr(0x50), 0);
+    /* The same while the first is still being handled: it ends with a write to EOI. */
+    edge(0x50);
+    CHECK_EQ(take(c), 0x50);
+    CHECK_EQ(irqchip_send_msi(vm, &msi), 1);
+    CHECK_EQ(take(c), 0x71);
+    guest_eoi();
+    guest_eoi();
+    CHECK_EQ(isr(0x71), 0);
+    CHECK_EQ(isr(0x50), 0);
+
     /* None while another waits, and none for a level. */
     edge(0x52);
     edge(0x62);

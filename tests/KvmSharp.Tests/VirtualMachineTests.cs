@@ -4,6 +4,11 @@ using KvmSharp.Devices;
 
 namespace KvmSharp.Tests;
 
+/// <summary>Counts threads and handles of the process, which tests beside it would add to.</summary>
+[CollectionDefinition("alone", DisableParallelization = true)]
+public sealed class AloneCollection;
+
+[Collection("alone")]
 public sealed class VirtualMachineTests
 {
     private static readonly TimeSpan Limit = TimeSpan.FromSeconds(20);

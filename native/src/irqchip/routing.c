@@ -106,6 +106,7 @@ int irqchip_ack(struct kvs_vcpu *c)
     }
     if (vector >= 0)
         return vector;
+    pv_eoi_sync(c); /* of the interrupt that this one displaces: there is one offer, and one answer */
     vector = lapic_ack(l);
     if (vector == ACK_EXTINT) {
         pthread_mutex_lock(&chip->lock);
