@@ -147,7 +147,7 @@ public sealed class UserNetworkTests(UserNetworkFixture fixture) : IClassFixture
     [Fact]
     public async Task DatagramsReachTheHost()
     {
-        await Guest.RunAsync($"syslogd -R 10.0.2.2:{fixture.LogPort} && logger from the guest");
+        await Guest.RunAsync($"syslogd -R 10.0.2.2:{fixture.LogPort} && for i in 1 2 3 4 5; do logger from the guest; sleep 0.3; done"); // the first may come before syslogd listens
         Assert.Contains("from the guest", Encoding.ASCII.GetString((await fixture.Log.ReceiveAsync().WaitAsync(Limit)).Buffer));
         await Guest.RunAsync("killall syslogd");
     }

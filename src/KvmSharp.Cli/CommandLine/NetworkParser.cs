@@ -94,7 +94,7 @@ internal static class NetworkParser
     };
 
     private static MacAddress ParseMac(string text) =>
-        MacAddress.TryParse(text, out MacAddress address) && !address.IsMulticast ? address : throw Usage($"--net: '{text}' is not the address of a card");
+        MacAddress.TryParse(text, out MacAddress address) && !address.IsMulticast ? address : throw Usage($"--net: mac '{text}' is not the address of a card");
 
     private static T Read<T>(Func<string, T> parse, string text)
     {
