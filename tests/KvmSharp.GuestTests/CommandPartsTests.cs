@@ -74,9 +74,11 @@ public sealed class CommandPartsTests
             "--debugcon", "d", "--device", "isa-debug-exit,iobase=0x501", "--clock", "virtual", "--engine", "jit",
             "--no-reboot", "--trace", "t,regs,count=5", "--json",
         ]);
+        Assert.Equal(new RunOptions().BootOrder, options.BootOrder);
         Assert.Equal(
             new RunOptions
             {
+                BootOrder = options.BootOrder, // a list: compared above
                 Kernel = "k", Initrd = "i", Append = "a b=c", Memory = 1L << 30, Cpu = "x86-64-v2,-smap", Serial = SerialTarget.File,
                 SerialFile = "s", DebugconFile = "d", DebugExitPort = 0x501, VirtualClock = true, Engine = ExecutionEngine.Jit, NoReboot = true,
                 Trace = TraceTarget.File, TraceFile = "t", TraceRegisters = true, TraceCount = 5, Json = true,
