@@ -18,7 +18,7 @@ internal static class BootBenchmark
     private const string PeerProcessor = "qemu64,+cx16,+lahf_lm,+popcnt,+sse3,+ssse3,+sse4.1,+sse4.2";
     private static readonly TimeSpan Limit = TimeSpan.FromMinutes(3);
 
-    public static async Task RunAsync(int pairs)
+    public static async Task RunAsync(int pairs, ExecutionEngine engine)
     {
         if (HostTool.Find(Peer) is null)
         {
@@ -33,7 +33,7 @@ internal static class BootBenchmark
         {
             string initrd = Path.Combine(directory, "initrd");
             File.WriteAllBytes(initrd, BuildInitrd(File.ReadAllBytes(Programs.Guest("init-poweroff"))));
-            await MeasureAsync(image, initrd, directory, pairs);
+            await MeasureAsync(image, initrd, directory, pairs, engine);
         }
         finally
         {
@@ -41,14 +41,14 @@ internal static class BootBenchmark
         }
     }
 
-    private static async Task MeasureAsync(DebianImage image, string initrd, string directory, int pairs)
+    private static async Task MeasureAsync(DebianImage image, string initrd, string directory, int pairs, ExecutionEngine engine)
     {
         string ourSerial = Path.Combine(directory, "ours");
         string peerSerial = Path.Combine(directory, "peer");
         string[] ours =
         [
             "run", "--kernel", image.Kernel, "--initrd", initrd, "--append", Append, "--memory", MemoryMegabytes + "M",
-            "--serial", "file=" + ourSerial, "--no-reboot",
+            "--serial", "file=" + ourSerial, "--no-reboot", "--cpu", "x86-64-v2", "--engine", engine.ToString().ToLowerInvariant(),
         ];
         string[] peer =
         [

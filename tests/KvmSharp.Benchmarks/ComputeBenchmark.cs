@@ -14,10 +14,10 @@ internal static class ComputeBenchmark
     private const ushort StartPort = 0x700; // see tests/guests/kernels/guest.c
     private static readonly TimeSpan Limit = TimeSpan.FromMinutes(5);
 
-    public static async Task RunAsync()
+    public static async Task RunAsync(ExecutionEngine engine)
     {
         IReadOnlyList<NativeResult> native = await RunNativeAsync();
-        IReadOnlyList<Sample> guest = await RunGuestAsync(native.Count);
+        IReadOnlyList<Sample> guest = await RunGuestAsync(native.Count, engine);
         Console.WriteLine("Compute, gcc -O2, long mode, 4 KiB pages; best of several runs");
         Console.WriteLine($"{"kernel",-8}{"instructions",14}{"guest ms",11}{"native ms",11}{"slowdown",10}{"MIPS",8}");
         for (int i = 0; i < native.Count; i++)
@@ -47,11 +47,12 @@ internal static class ComputeBenchmark
         })];
     }
 
-    private static async Task<IReadOnlyList<Sample>> RunGuestAsync(int count)
+    private static async Task<IReadOnlyList<Sample>> RunGuestAsync(int count, ExecutionEngine engine)
     {
         await using var machine = new PcMachine(new PcMachineOptions
         {
             MemorySize = Memory,
+            Engine = engine,
             Kernel = BootImage.FromFile(Programs.Guest("kernels.elf")),
             IsaDebugExit = true,
         });

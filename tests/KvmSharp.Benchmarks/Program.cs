@@ -4,6 +4,7 @@ using KvmSharp.Benchmarks;
 CultureInfo.CurrentCulture = CultureInfo.InvariantCulture;
 
 int pairs = 5;
+var engine = KvmSharp.ExecutionEngine.Auto;
 string? only = null;
 for (int i = 0; i < args.Length; i++)
 {
@@ -15,8 +16,11 @@ for (int i = 0; i < args.Length; i++)
         case "--pairs" when i + 1 < args.Length && int.TryParse(args[i + 1], out pairs) && pairs > 0:
             i++;
             break;
+        case "--engine" when i + 1 < args.Length && Enum.TryParse(args[i + 1], ignoreCase: true, out engine):
+            i++;
+            break;
         default:
-            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage | network] [--pairs N]");
+            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage | network] [--pairs N] [--engine interpreter|jit]");
             return 2;
     }
 }
@@ -25,12 +29,12 @@ try
 {
     if (only is null or "compute")
     {
-        await ComputeBenchmark.RunAsync();
+        await ComputeBenchmark.RunAsync(engine);
     }
 
     if (only is null or "boot")
     {
-        await BootBenchmark.RunAsync(pairs);
+        await BootBenchmark.RunAsync(pairs, engine);
     }
 
     if (only is null or "storage")
