@@ -4,7 +4,7 @@ using KvmSharp.Devices;
 
 namespace KvmSharp.Tests;
 
-/// <summary>Counts threads and handles of the process, which tests beside it would add to.</summary>
+/// <summary>For tests that count threads, handles or memory of the process, which tests beside them would add to.</summary>
 [CollectionDefinition("alone", DisableParallelization = true)]
 public sealed class AloneCollection;
 
@@ -413,9 +413,20 @@ public sealed class VirtualMachineTests
         var rung = new TaskCompletionSource();
         using var doorbell = machine.CreateDoorbell(new DoorbellOptions { Address = 0x80, IsPort = true, Length = 1, Value = 7 }, () => rung.TrySetResult());
         var seen = new List<byte>();
-        machine.Ports.Map(new ActionDevice(() => { }, seen.Add), 0x80, 1);
+        var enough = new TaskCompletionSource();
+        machine.Ports.Map(
+            new ActionDevice(() => { }, value =>
+            {
+                seen.Add(value);
+                if (seen.Count == 8)
+                {
+                    enough.SetResult();
+                }
+            }),
+            0x80,
+            1);
         machine.Start();
-        await rung.Task.WaitAsync(Limit);
+        await Task.WhenAll(rung.Task, enough.Task).WaitAsync(Limit);
         machine.Stop();
         Assert.Equal([1, 2, 3, 4, 5, 6, 8, 9], seen.Take(8));
     }

@@ -5,7 +5,8 @@ using KvmSharp.Networking.Nat;
 
 namespace KvmSharp.Tests.Networking;
 
-/// <summary>Whatever a guest sends: no exception, no growth, and the network works afterwards.</summary>
+/// <summary>Whatever a guest sends: no exception, no growth (of the whole process, hence alone), and the network works afterwards.</summary>
+[Collection("alone")]
 public sealed class NetworkFuzzTests
 {
     private const int Packets = 150_000;

@@ -119,7 +119,7 @@ public sealed class DiskImageTests : IDisposable
             Assert.Equal(reports.Order(), reports);
         }
         using var copy = DiskImage.Open(path);
-        Assert.Equal(GoldenImages.Hashes[name], GoldenImages.Hash(copy.ReadAll()));
+        Assert.Equal(GoldenImages.ContentHash(name), GoldenImages.Hash(copy.ReadAll()));
         Assert.Contains(Extents(copy), extent => extent.IsZero);
     }
 
@@ -208,7 +208,7 @@ public sealed class DiskImageTests : IDisposable
         var info = ImageInfo.Read(path);
         Assert.Equal((ImageFormat.Qcow2, 3, 4096, 16, 1L << 20), (info.Format, info.Version, info.ClusterSize, info.RefcountBits, info.Length));
         Assert.Equal(["first", "second one"], info.Snapshots.Select(snapshot => snapshot.Name));
-        Assert.Equal(2026, info.Snapshots[0].Created.Year);
+        Assert.InRange(info.Snapshots[0].Created, DateTimeOffset.UtcNow.AddDays(-1), DateTimeOffset.UtcNow.AddDays(1));
         File.WriteAllBytes(path, GoldenImages.Load("dirty"));
         info = ImageInfo.Read(path);
         Assert.True(info.IsDirty && info.LazyRefcounts && !info.IsCorrupt);

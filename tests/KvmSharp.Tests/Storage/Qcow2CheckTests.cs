@@ -8,7 +8,7 @@ public sealed class Qcow2CheckTests
 {
     private const ulong OffsetMask = 0x00ff_ffff_ffff_fe00;
 
-    public static TheoryData<string> CleanNames => [.. GoldenImages.Hashes.Keys.Where(name => name != "dirty")];
+    public static TheoryData<string> CleanNames => [.. GoldenImages.Names.Where(name => name != "dirty")];
 
     [Theory]
     [MemberData(nameof(CleanNames))]
@@ -62,7 +62,7 @@ public sealed class Qcow2CheckTests
         Assert.Equal(GoldenImages.Load("dirty"), unchanged);
         result = Check(GoldenImages.Load("dirty"), ImageRepair.All, out var repaired);
         Assert.True(result.IsClean && result.RepairedErrors > 0, string.Join('\n', result.Messages));
-        AssertUsable(repaired, GoldenImages.Hashes["dirty"]);
+        AssertUsable(repaired, GoldenImages.ContentHash("dirty"));
     }
 
     [Theory]
@@ -79,7 +79,7 @@ public sealed class Qcow2CheckTests
         BinaryPrimitives.WriteUInt64BigEndian(image.AsSpan(table + 8), 0x123456);
         var result = Check(image, ImageRepair.All, out var repaired);
         Assert.True(result.IsClean && result.RepairedErrors > 0, string.Join('\n', result.Messages));
-        AssertUsable(repaired, GoldenImages.Hashes[name]);
+        AssertUsable(repaired, GoldenImages.ContentHash(name));
     }
 
     [Fact]
@@ -92,7 +92,7 @@ public sealed class Qcow2CheckTests
         image[l2] ^= 0x80;
         var result = Check(image, ImageRepair.All, out var repaired);
         Assert.Equal((2, 2), (result.Errors, result.RepairedErrors));
-        AssertUsable(repaired, GoldenImages.Hashes["v3"]);
+        AssertUsable(repaired, GoldenImages.ContentHash("v3"));
     }
 
     [Fact]

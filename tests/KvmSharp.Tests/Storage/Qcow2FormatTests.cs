@@ -7,14 +7,14 @@ namespace KvmSharp.Tests.Storage;
 /// <summary>What is read from and written to qcow2 images: QEMU's own images, refused features, snapshots, backing disks.</summary>
 public sealed class Qcow2FormatTests
 {
-    public static TheoryData<string> Names => [.. GoldenImages.Hashes.Keys];
+    public static TheoryData<string> Names => [.. GoldenImages.Names];
 
     [Theory]
     [MemberData(nameof(Names))]
     public void DiskOfQemusImageIsRead(string name)
     {
         using var disk = GoldenImages.Open(name, readOnly: true);
-        Assert.Equal(GoldenImages.Hashes[name], GoldenImages.Hash(disk.ReadAll()));
+        Assert.Equal(GoldenImages.ContentHash(name), GoldenImages.Hash(disk.ReadAll()));
     }
 
     [Theory]
@@ -112,8 +112,8 @@ public sealed class Qcow2FormatTests
         }
         var result = Qcow2Image.Check(store);
         Assert.True(result.IsClean, string.Join('\n', result.Messages));
-        Assert.Equal("66732b7c19997dba", GoldenImages.Hash(ReadSnapshot(store.ToArray(), 0)));
-        Assert.Equal("0998ee9736698319", GoldenImages.Hash(ReadSnapshot(store.ToArray(), 1)));
+        Assert.Equal(GoldenImages.ContentHash("snapshots", "1"), GoldenImages.Hash(ReadSnapshot(store.ToArray(), 0)));
+        Assert.Equal(GoldenImages.ContentHash("snapshots", "2"), GoldenImages.Hash(ReadSnapshot(store.ToArray(), 1)));
     }
 
     [Fact]

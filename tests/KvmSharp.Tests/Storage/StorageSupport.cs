@@ -1,37 +1,22 @@
-using System.IO.Compression;
 using System.Security.Cryptography;
+using KvmSharp.GuestTests.Support;
 using KvmSharp.Storage;
 
 namespace KvmSharp.Tests.Storage;
 
-/// <summary>Images that QEMU's tools made, with the hash of the disk that QEMU reads from them.</summary>
+/// <summary>Images made by QEMU's tools, once in a run of the tests, and the disks that these tools read from them.</summary>
 internal static class GoldenImages
 {
-    public static IReadOnlyDictionary<string, string> Hashes { get; } = new Dictionary<string, string>
-    {
-        ["base"] = "cbde13021f91fb0f",
-        ["bitmaps"] = "9bb9b101289cbf25",
-        ["compressed"] = "d768b3085bb10849",
-        ["compressed4k"] = "cfe732964866a555",
-        ["dirty"] = "41a2c8314ac1319b",
-        ["large"] = "70ff452f80f61f4b",
-        ["lazy"] = "38c9b761d1fb6dec",
-        ["overlay"] = "8b47f235f247a6cf",
-        ["small"] = "d768b3085bb10849",
-        ["snapshots"] = "c682909e908c75f5",
-        ["v2"] = "d768b3085bb10849",
-        ["v3"] = "d768b3085bb10849",
-    };
+    private static readonly Lazy<IReadOnlyDictionary<string, byte[]>> _files = new(() => Task.Run(MakeAsync).GetAwaiter().GetResult());
 
-    public static byte[] Load(string name)
-    {
-        using var resource = typeof(GoldenImages).Assembly.GetManifestResourceStream($"{name}.qcow2.gz")
-            ?? throw new ArgumentException($"There is no image {name}.");
-        using var content = new MemoryStream();
-        using var gzip = new GZipStream(resource, CompressionMode.Decompress);
-        gzip.CopyTo(content);
-        return content.ToArray();
-    }
+    /// <summary>The images that can be read.</summary>
+    public static IReadOnlyList<string> Names { get; } =
+        ["base", "bitmaps", "compressed", "compressed4k", "dirty", "large", "lazy", "overlay", "small", "snapshots", "v2", "v3"];
+
+    public static byte[] Load(string name) => (byte[])_files.Value[name + ".qcow2"].Clone();
+
+    /// <summary>The hash of the disk in an image, or of the snapshot with this number in it, as QEMU reads it.</summary>
+    public static string ContentHash(string name, string? snapshot = null) => Hash(_files.Value[name + snapshot + ".raw"]);
 
     /// <summary>Opens an image from memory, with its backing image where it has one.</summary>
     public static Qcow2Image Open(string name, byte[]? content = null, bool readOnly = false) =>
@@ -44,7 +29,89 @@ internal static class GoldenImages
         Backing = name == "overlay" ? Qcow2Image.Open(new MemoryImageStore(Load("base"), isReadOnly: true)) : null,
     });
 
-    public static string Hash(ReadOnlySpan<byte> content) => Convert.ToHexStringLower(SHA256.HashData(content))[..16];
+    public static string Hash(ReadOnlySpan<byte> content) => Convert.ToHexStringLower(SHA256.HashData(content));
+
+    private static async Task<IReadOnlyDictionary<string, byte[]>> MakeAsync()
+    {
+        QemuTools qemu = await QemuTools.GetAsync();
+        using var directory = new TemporaryDirectory();
+
+        Task<string> ImgAsync(params string[] arguments) => qemu.ExpectAsync("qemu-img", arguments);
+        Task<string> CreateAsync(string name, string size, string options) =>
+            ImgAsync("create", "-q", "-f", "qcow2", "-o", options, directory.File(name + ".qcow2"), size);
+        Task<string> WorkAsync(string name, params string[] commands) =>
+            qemu.ExpectAsync("qemu-io", ["-f", "qcow2", .. commands.SelectMany(command => new[] { "-c", command }), directory.File(name + ".qcow2")]);
+
+        string[] mixed =
+        [
+            "write -P 0x11 0 100k", "write -P 0x22 1000k 200k", "discard 64k 64k", "write -z 1040k 128k", "write -P 0x33 2M 4k",
+            "write -P 0x44 4193280 1k", "write -P 0x55 3000k 512",
+        ];
+        foreach ((string name, string options) in new[] { ("v2", "compat=0.10"), ("v3", "compat=1.1"), ("small", "cluster_size=512,refcount_bits=1") })
+        {
+            await CreateAsync(name, "4M", options);
+            await WorkAsync(name, mixed);
+        }
+
+        await ImgAsync("convert", "-c", "-f", "qcow2", "-O", "qcow2", directory.File("v3.qcow2"), directory.File("compressed.qcow2"));
+
+        string text = directory.File("text");
+        File.WriteAllText(text, string.Join('\n', Enumerable.Range(1, 50_000)));
+        using (FileStream stream = File.OpenWrite(text))
+        {
+            stream.SetLength(1 << 20);
+        }
+
+        await ImgAsync("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", text, directory.File("compressed4k.qcow2"));
+        await WorkAsync("compressed4k", "write -P 0x77 20k 3k", "write -P 0x78 100k 40k");
+
+        foreach (string name in new[] { "lazy", "dirty" })
+        {
+            await CreateAsync(name, "1M", "cluster_size=4k,lazy_refcounts=on");
+            await WorkAsync(name, "write -P 0x41 0 256k");
+        }
+
+        // Killed before it is closed.
+        CommandResult killed = await qemu.RunAsync(
+            "qemu-io", "-f", "qcow2", "-c", "write -P 0x42 300k 200k", "-c", "flush", "-c", "sigraise 9", directory.File("dirty.qcow2"));
+        Assert.NotEqual(0, killed.Status);
+
+        string snapshots = directory.File("snapshots.qcow2");
+        await CreateAsync("snapshots", "1M", "cluster_size=4k");
+        await WorkAsync("snapshots", "write -P 0x11 0 300k");
+        await ImgAsync("snapshot", "-c", "first", snapshots);
+        await WorkAsync("snapshots", "write -P 0x22 100k 100k");
+        await ImgAsync("snapshot", "-c", "second one", snapshots);
+        await WorkAsync("snapshots", "write -P 0x33 200k 400k");
+
+        await CreateAsync("bitmaps", "1M", "cluster_size=4k");
+        await WorkAsync("bitmaps", "write -P 0x61 0 64k");
+        await ImgAsync("bitmap", "--add", "-g", "4096", directory.File("bitmaps.qcow2"), "b0");
+
+        await CreateAsync("base", "512k", "cluster_size=4k");
+        await WorkAsync("base", "write -P 0x51 0 512k");
+        await CreateAsync("overlay", "1M", "cluster_size=4k,backing_file=base.qcow2,backing_fmt=qcow2");
+        await WorkAsync("overlay", "write -P 0x52 10k 100k", "write -z 200k 64k", "write -P 0x53 500k 100k");
+
+        await CreateAsync("large", "8M", "cluster_size=2M,refcount_bits=64");
+        await WorkAsync("large", "write -P 0x66 3M 1M", "write -P 0x67 7M 4k");
+
+        await CreateAsync("extended", "1M", "extended_l2=on");
+        await CreateAsync("zstd", "1M", "compression_type=zstd");
+        await CreateAsync("external", "1M", $"data_file={directory.File("data")}");
+
+        foreach (string name in Names)
+        {
+            await ImgAsync("convert", "-f", "qcow2", "-O", "raw", directory.File(name + ".qcow2"), directory.File(name + ".raw"));
+        }
+
+        foreach (string id in new[] { "1", "2" })
+        {
+            await ImgAsync("convert", "-f", "qcow2", "-l", "snapshot.id=" + id, "-O", "raw", snapshots, directory.File("snapshots" + id + ".raw"));
+        }
+
+        return Directory.EnumerateFiles(Path.GetDirectoryName(text)!).ToDictionary(path => Path.GetFileName(path), File.ReadAllBytes);
+    }
 }
 
 /// <summary>A directory that is deleted with its content.</summary>
