@@ -72,7 +72,7 @@ public sealed class CommandPartsTests
         [
             "--kernel", "k", "--initrd=i", "--append", "a b=c", "--memory", "1G", "--cpu", "x86-64-v2,-smap", "--serial", "file=s",
             "--debugcon", "d", "--device", "isa-debug-exit,iobase=0x501", "--clock", "virtual", "--engine", "jit",
-            "--no-reboot", "--trace", "t,regs,count=5", "--json",
+            "--no-pci", "--no-reboot", "--trace", "t,regs,count=5", "--json",
         ]);
         Assert.Equal(new RunOptions().BootOrder, options.BootOrder);
         Assert.Equal(
@@ -80,7 +80,7 @@ public sealed class CommandPartsTests
             {
                 BootOrder = options.BootOrder, // a list: compared above
                 Kernel = "k", Initrd = "i", Append = "a b=c", Memory = 1L << 30, Cpu = "x86-64-v2,-smap", Serial = SerialTarget.File,
-                SerialFile = "s", DebugconFile = "d", DebugExitPort = 0x501, VirtualClock = true, Engine = ExecutionEngine.Jit, NoReboot = true,
+                SerialFile = "s", DebugconFile = "d", DebugExitPort = 0x501, VirtualClock = true, Engine = ExecutionEngine.Jit, Pci = false, NoReboot = true,
                 Trace = TraceTarget.File, TraceFile = "t", TraceRegisters = true, TraceCount = 5, Json = true,
             },
             options);

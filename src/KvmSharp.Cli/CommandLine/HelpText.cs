@@ -41,6 +41,7 @@ internal static class HelpText
                                  needed; allow and restrict: the guest reaches only what is allowed
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
           --engine auto|interpreter|jit    jit: translate hot code to host code
+          --no-pci               no PCI bus, unless a device needs one
           --no-reboot            a reset by the guest ends the run
           --trace stderr|FILE[,regs][,count=N]      every executed instruction, with registers on request
           --json                 one line about the run when it ends

@@ -57,6 +57,9 @@ internal sealed record RunOptions
 
     public ushort? DebugExitPort { get; init; }
 
+    /// <summary>Whether there is a PCI bus even if nothing is on it.</summary>
+    public bool Pci { get; init; } = true;
+
     public bool TestDevice { get; init; }
 
     public bool PanicDevice { get; init; }

@@ -43,6 +43,7 @@ internal static class RunOptionsParser
         "--device" => DeviceParser.ParseDevice(options, reader.NonEmptyValue("a device name")),
         "--clock" => ParseClock(options, reader.NonEmptyValue("real or virtual")),
         "--engine" => ParseEngine(options, reader.NonEmptyValue("auto, interpreter or jit")),
+        "--no-pci" => options with { Pci = false },
         "--no-reboot" => options with { NoReboot = true },
         "--trace" => ParseTrace(options, reader.NonEmptyValue("stderr or a file")),
         "--json" => options with { Json = true },

@@ -122,6 +122,7 @@ internal sealed class RunCommand : IDisposable
             Engine = _options.Engine,
             CommandLine = _options.Append ?? "",
             NoReboot = _options.NoReboot,
+            Pci = _options.Pci,
             TestDevice = _options.TestDevice,
             PanicDevice = _options.PanicDevice,
             FwCfg = _options.FwCfg ? true : null,

@@ -118,8 +118,8 @@ public sealed record PcMachineOptions
     /// <summary>The video BIOS of the screen, which firmware needs to show anything.</summary>
     public BootImage? VideoBios { get; init; }
 
-    /// <summary>Whether the machine has a PCI bus. Devices on it bring it along.</summary>
-    public bool Pci { get; init; }
+    /// <summary>Whether the machine has a PCI bus even if nothing is on it. Devices on it bring it along in any case.</summary>
+    public bool Pci { get; init; } = true;
 
     /// <summary>
     /// What makes the PCI functions of the machine, each time that it is built; they get the first free places in this order,

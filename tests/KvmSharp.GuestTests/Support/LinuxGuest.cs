@@ -12,7 +12,7 @@ internal sealed class LinuxGuest : IAsyncDisposable
 
     /// <summary>Words that a kernel log has only when something is wrong.</summary>
     private static readonly string[] _complaints =
-        ["WARNING", "BUG", "Oops", "oops:", "unstable", "lockup", "Call Trace", "detected stall", "unchecked MSR", "segfault", "general protection"];
+        ["WARNING", "BUG", "Oops", "oops:", "unstable", "lockup", "Call Trace", "detected stall", "unchecked MSR", "segfault", "general protection", "Fatal:"];
 
     private static readonly TimeSpan CommandLimit = TimeSpan.FromSeconds(60);
 

@@ -152,9 +152,38 @@ public sealed class PcMachineTests
     }
 
     [Fact]
-    public void AcpiTablesAddUp()
+    public void PciBusIsThereUnlessLeftOut()
     {
-        using var machine = new PcMachine(new PcMachineOptions { SerialPorts = [new MemoryCharacterBackend()] });
+        using (var machine = new PcMachine(new PcMachineOptions()))
+        {
+            Assert.Equal(0x29c0_8086u, ReadHostBridge(machine));
+            Assert.Single(machine.Pci!.Devices);
+        }
+        using (var machine = new PcMachine(new PcMachineOptions { Pci = false }))
+        {
+            Assert.Null(machine.Pci);
+            Assert.Equal(uint.MaxValue, ReadHostBridge(machine));
+        }
+        using (var machine = new PcMachine(new PcMachineOptions { Pci = false, Display = true }))
+        {
+            Assert.Equal(0x29c0_8086u, ReadHostBridge(machine));
+        }
+
+        static uint ReadHostBridge(PcMachine machine)
+        {
+            var data = BitConverter.GetBytes(uint.MaxValue);
+            machine.VirtualMachine.Ports.Write(0xcf8, BitConverter.GetBytes(0x8000_0000));
+            machine.VirtualMachine.Ports.Read(0xcfc, data);
+            return BitConverter.ToUInt32(data);
+        }
+    }
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void AcpiTablesAddUp(bool pci)
+    {
+        using var machine = new PcMachine(new PcMachineOptions { SerialPorts = [new MemoryCharacterBackend()], Pci = pci });
         var memory = machine.VirtualMachine.Memory;
         Assert.Equal(0x2052_5450_2044_5352u, memory.Read<ulong>(0xe0000)); // "RSD PTR "
         Assert.Equal(0, Sum(0xe0000, 20));
@@ -164,7 +193,7 @@ public sealed class PcMachineTests
         Assert.Equal("XSDT", Signature(xsdt));
         Assert.Equal("RSDT", Signature(rsdt));
         var tables = Enumerable.Range(0, (int)(memory.Read<uint>(xsdt + 4) - 36) / 8).Select(i => memory.Read<ulong>(xsdt + 36 + (ulong)i * 8)).ToList();
-        Assert.Equal(["FACP", "APIC"], tables.Select(Signature));
+        Assert.Equal(pci ? ["FACP", "APIC", "MCFG"] : ["FACP", "APIC"], tables.Select(Signature));
         Assert.Equal(tables[0], memory.Read<uint>(rsdt + 36));
         var dsdt = memory.Read<uint>(tables[0] + 40);
         Assert.Equal(dsdt, memory.Read<ulong>(tables[0] + 140));
