@@ -16,6 +16,28 @@ void vcpu_update_linear(struct kvs_vcpu *c)
     c->lam_super = !(c->cr4 & CR4_LAM_SUP) ? 0 : c->la_bits;
 }
 
+/* Base 0, writable, and every offset inside the limit. SDM 3A "Basic Flat Model" */
+static bool segment_flat(const struct segment *s)
+{
+    return s->base == 0 && s->limit == 0xffffffffu && (s->attr & (ATTR_NULL | ATTR_CODE | ATTR_EC | ATTR_W)) == ATTR_W;
+}
+
+/*
+ * Fast handlers add up 64 bits, of which 32-bit code means 32. A sum that does not fit misses as long as the soft TLB
+ * knows nothing above 4 GiB, and the slow path cuts it: outside long mode, and in TLB_USER32.
+ */
+static bool data_flat32(const struct kvs_vcpu *c)
+{
+    return (!is_long_mode(c) || c->cpl == 3) && segment_flat(&c->seg[SEG_DS]) && segment_flat(&c->seg[SEG_SS]) &&
+           segment_flat(&c->seg[SEG_ES]);
+}
+
+static uint32_t tlb_class_of(const struct kvs_vcpu *c)
+{
+    if (c->cpl == 3) return is_long_mode(c) && !is_code64(c) ? TLB_USER32 : TLB_USER;
+    return c->eflags & FLAG_AC ? TLB_SUPER_AC : TLB_SUPER;
+}
+
 void vcpu_update_mode(struct kvs_vcpu *c)
 {
     uint32_t m;
@@ -24,7 +46,7 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     else m = is_protected(c) && !is_v86(c) && (cs->attr & ATTR_DB) ? MODE_32 : MODE_16;
     if ((m & MODE_SIZE) != MODE_64 && cs->base == 0 && cs->limit == 0xffffffffu) m |= MODE_CSFLAT;
     bool align = c->cpl == 3 && (c->cr0 & CR0_AM) && (c->eflags & FLAG_AC);
-    if ((m & MODE_SIZE) == MODE_64 && !align) m |= MODE_FLAT;
+    if (!align && ((m & MODE_SIZE) == MODE_64 || ((m & MODE_SIZE) == MODE_32 && data_flat32(c)))) m |= MODE_FLAT;
     if (c->seg[SEG_SS].attr & ATTR_DB) m |= MODE_STACK32;
     if (c->cr0 & (CR0_EM | CR0_TS)) m |= MODE_X87_NM;
     if ((c->cr0 & CR0_MP) && (c->cr0 & CR0_TS)) m |= MODE_WAIT_NM;
@@ -38,7 +60,7 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     c->mode = m;
     vcpu_update_linear(c);
     c->jc_key = (c->jc_key & ~0xffffull) | m;
-    c->tlb = &c->tlb_classes[c->cpl == 3 ? TLB_USER : c->eflags & FLAG_AC ? TLB_SUPER_AC : TLB_SUPER];
+    c->tlb = &c->tlb_classes[tlb_class_of(c)];
 }
 
 void vcpu_request(struct kvs_vcpu *c, uint32_t req)
@@ -67,6 +89,7 @@ static void common_reset(struct kvs_vcpu *c)
 {
     memset(c->gpr, 0, sizeof c->gpr);
     c->gpr[GPR_BIAS] = GPR_BIAS_VALUE;
+    c->gpr[GPR_4G] = GPR_4G_VALUE;
     c->gpr[RDX] = 0x600;
     c->rip = 0xfff0;
     flags_write(c, 2);

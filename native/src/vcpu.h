@@ -17,10 +17,11 @@ struct kvs_insn;
 /*
  * gpr[] is an extended register file, so that an effective address is always
  * gpr[base] + (gpr[index] << scale) + disp without a branch: behind the 16 architectural
- * registers (hardware number order) stand a zero, the RIP base, a bias and the FS and GS bases.
+ * registers (hardware number order) stand a zero, the RIP base, a bias, the FS and GS bases and 4 GiB.
  */
-enum { GPR_ZERO = 16, GPR_RIPBASE = 17, GPR_BIAS = 18, GPR_FSBASE = 19, GPR_GSBASE = 20, GPR_COUNT = 21 };
+enum { GPR_ZERO = 16, GPR_RIPBASE = 17, GPR_BIAS = 18, GPR_FSBASE = 19, GPR_GSBASE = 20, GPR_4G = 21, GPR_COUNT = 22 };
 #define GPR_BIAS_VALUE 8192u
+#define GPR_4G_VALUE (1ull << 32)
 
 struct segment {
     uint64_t base;
@@ -40,7 +41,8 @@ struct tlb_entry { uint64_t tag; uint64_t addend; };
 #define TLB_BITS 12
 #define TLB_SIZE (1u << TLB_BITS)
 enum { TLB_R, TLB_W, TLB_X, TLB_KINDS };
-enum { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_CLASSES }; /* _AC: supervisor that may touch user pages under SMAP */
+/* _AC: supervisor that may touch user pages under SMAP. _USER32: user in compatibility mode, so nothing above 4 GiB. */
+enum { TLB_USER, TLB_SUPER, TLB_SUPER_AC, TLB_USER32, TLB_CLASSES };
 #define TLB_LOG_SIZE 512
 struct tlb_log { uint32_t count; uint16_t index[TLB_LOG_SIZE]; }; /* count > size: overflowed */
 struct tlb_class {
@@ -53,7 +55,7 @@ struct tlb_class {
 /* Key of decoded code: everything that decoding and the choice of handlers depend on. */
 enum {
     MODE_16 = 0, MODE_32 = 1, MODE_64 = 2, MODE_SIZE = 3,
-    MODE_FLAT = 1 << 2,      /* data accesses need no segment or alignment check: fast handlers */
+    MODE_FLAT = 1 << 2,      /* 64- and 32-bit code: data accesses need no segment or alignment check: fast handlers */
     MODE_CSFLAT = 1 << 3,    /* CS base 0 and no limit to check: blocks may be chained */
     MODE_STACK32 = 1 << 4,   /* SS.B (in 64-bit mode: unused) */
     MODE_X87_NM = 1 << 5,    /* CR0.EM or CR0.TS: x87 raises #NM */

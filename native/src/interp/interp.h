@@ -89,7 +89,7 @@ static inline int serialized(int st)
 #define UNUSED_OPARGS (void)c, (void)i, (void)budget
 
 /* ---- operands ---- */
-/* Linear address when INSN_FAST, else the offset before address-size truncation. */
+/* Linear address when INSN_FAST (of 32-bit code if it fits 32 bits), else the offset before address-size truncation. */
 static ALWAYS_INLINE uint64_t insn_ea(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     return c->gpr[i->base] + (c->gpr[i->index] << i->scale) + (uint64_t)(int64_t)i->disp;
@@ -102,7 +102,6 @@ static ALWAYS_INLINE uint64_t insn_ea_base(const struct kvs_vcpu *c, const struc
 static inline uint64_t insn_offset(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     uint64_t ea = insn_ea(c, i);
-    if (i->seg & INSN_FAST) return ea;
     return INSN_ASIZE(i) == 8 ? ea : INSN_ASIZE(i) == 4 ? (uint32_t)ea : (uint16_t)ea;
 }
 /* Host address of a plain RAM operand, or NULL: use the slow functions. */

@@ -128,6 +128,14 @@ OP(lea64);
 OP(push64);
 OP(push64_i);
 OP(pop64);
+OP(push32);
+OP(push32_i);
+OP(pop32);
+OP(leave32);
+OP(call32);
+OP(call_ind32);
+OP(jmp_ind32);
+OP(ret32);
 OP(xchg32_rr);
 OP(xchg64_rr);
 OP(imul2_32rr);
@@ -195,6 +203,22 @@ static void vex_operands(const struct decoded *d, struct kvs_insn *out)
     if (has_vector_index(d)) out->imm |= (uint64_t)(d->index == NO_INDEX ? 4 : d->index) << 12 | (uint64_t)d->scale << 16;
 }
 
+/*
+ * The displacement is kept sign-extended; a large negative one is meant as an address in the upper half. What does
+ * not fit 32 bits all the same takes the slow path.
+ */
+#define LARGE_NEGATIVE (-(1 << 24))
+static void address_flat32(const struct decoded *d, struct kvs_insn *out)
+{
+    if (d->asize != 4 || (d->seg != SEG_DS && d->seg != SEG_SS && d->seg != SEG_ES)) return;
+    if (out->disp < LARGE_NEGATIVE) {
+        if (out->base == GPR_ZERO) out->base = GPR_4G;
+        else if (out->index == NO_INDEX) out->index = GPR_4G;
+        if (out->index == GPR_4G) out->scale = 0;
+    }
+    out->seg = d->seg | INSN_FAST;
+}
+
 static void address(const struct decoded *d, uint32_t mode, uint16_t off, struct kvs_insn *out)
 {
     int64_t disp = d->disp;
@@ -215,7 +239,12 @@ static void address(const struct decoded *d, uint32_t mode, uint16_t off, struct
     }
     out->disp = (int32_t)disp;
     if (d->op == OP_lea) return; /* an offset: no segment base */
-    if ((mode & MODE_SIZE) != MODE_64 || d->asize != 8 || !(mode & MODE_FLAT)) return;
+    if (!(mode & MODE_FLAT)) return;
+    if ((mode & MODE_SIZE) == MODE_32) {
+        address_flat32(d, out);
+        return;
+    }
+    if (d->asize != 8) return;
     /* LEA and its like compute an offset: no segment base. */
     if ((d->seg != SEG_FS && d->seg != SEG_GS) || (d->attr & A_NOFAULT)) {
         out->seg = d->seg | INSN_FAST;
@@ -267,14 +296,47 @@ static kvs_handler extend(const struct decoded *d, const struct kvs_insn *out)
     return d->op == OP_movzx ? movzx_handlers[from][to][form] : movsx_handlers[from][to][form];
 }
 
+/* The quick forms on a flat 32-bit stack. */
+static const uint32_t stack_flat32 = MODE_FLAT | MODE_STACK32;
+static kvs_handler help_flat32(const struct decoded *d, uint32_t mode, const struct kvs_insn *out)
+{
+    switch (d->op) {
+    case OP_push: return out->dst != INSN_MEM ? op_push32 : NULL;
+    case OP_push_i: return op_push32_i;
+    case OP_pop: return out->dst != INSN_MEM ? op_pop32 : NULL;
+    case OP_leave: return op_leave32;
+    default: break;
+    }
+    if (!(mode & MODE_CSFLAT)) return NULL; /* a limit for the target */
+    switch (d->op) {
+    case OP_call: return op_call32;
+    case OP_call_ind: return op_call_ind32;
+    case OP_jmp_ind: return op_jmp_ind32;
+    case OP_ret: return op_ret32;
+    default: return NULL;
+    }
+}
+
+/* A MOV with an operand that has a displacement alone. */
+static kvs_handler moffs_flat32(const struct decoded *d, struct kvs_insn *out)
+{
+    out->disp = (int32_t)d->imm;
+    address_flat32(d, out);
+    return out->seg & INSN_FAST ? two_operand(d, out) : op_mov_moffs;
+}
+
 /* The plain handlers of operations that also have quick forms. */
-static kvs_handler help(const struct decoded *d, uint32_t mode, const struct kvs_insn *out)
+static kvs_handler help(const struct decoded *d, uint32_t mode, struct kvs_insn *out)
 {
     bool code64 = (mode & MODE_SIZE) == MODE_64 && (mode & MODE_FLAT);
+    if ((mode & stack_flat32) == stack_flat32 && (mode & MODE_SIZE) == MODE_32 && d->osize == 4) {
+        kvs_handler h = help_flat32(d, mode, out);
+        if (h) return h;
+    }
     switch (d->op) {
     case OP_lea:
         if (d->asize == 8 && d->osize == 8) return op_lea64;
-        if (d->asize == 8 && d->osize == 4) return op_lea32;
+        if (d->asize >= 4 && d->osize >= 4) return op_lea32; /* either size cuts to 32 bits */
         break;
     case OP_push:
         if (code64 && d->osize == 8 && out->dst != INSN_MEM) return op_push64;
@@ -284,6 +346,9 @@ static kvs_handler help(const struct decoded *d, uint32_t mode, const struct kvs
         break;
     case OP_pop:
         if (code64 && d->osize == 8 && out->dst != INSN_MEM) return op_pop64;
+        break;
+    case OP_mov_moffs:
+        if ((mode & MODE_FLAT) && (mode & MODE_SIZE) == MODE_32) return moffs_flat32(d, out);
         break;
     case OP_xchg:
         if (out->dst != INSN_MEM && INSN_OSIZE(out) == 8) return op_xchg64_rr;

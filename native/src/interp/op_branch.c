@@ -394,3 +394,54 @@ OP(ret)
     c->gpr[RSP] += 8 + i->imm;
     return op_dispatch(c, i, budget);
 }
+
+/*
+ * Flat 32-bit code on a flat stack: every target is inside the limit. A push at ESP 0 to 3 crosses a page, and so
+ * takes the slow twin.
+ */
+OP(call32)
+{
+    budget -= i->since;
+    uint32_t sp = REG32(RSP) - 4;
+    FAST_HOST_AT(uint32_t, p, TLB_W, sp, call_slow);
+    st32(p, (uint32_t)insn_next_rip(c, i));
+    SET32(RSP, sp);
+    TAKE_BRANCH();
+}
+OP(call_ind32)
+{
+    budget -= i->since;
+    uint32_t sp = REG32(RSP) - 4, rip;
+    if (i->dst != INSN_MEM) {
+        rip = REG32(i->dst);
+    } else {
+        const uint8_t *from = insn_probe(c, i, TLB_R, 4);
+        if (UNLIKELY(!from)) return call_ind_slow(c, i, budget);
+        rip = ld32(from);
+    }
+    FAST_HOST_AT(uint32_t, p, TLB_W, sp, call_ind_slow);
+    st32(p, (uint32_t)insn_next_rip(c, i));
+    SET32(RSP, sp);
+    c->rip = rip;
+    return op_dispatch(c, i, budget);
+}
+OP(jmp_ind32)
+{
+    budget -= i->since;
+    if (i->dst != INSN_MEM) {
+        c->rip = REG32(i->dst);
+        return op_dispatch(c, i, budget);
+    }
+    const uint8_t *p = insn_probe(c, i, TLB_R, 4);
+    if (UNLIKELY(!p)) return jmp_ind_slow(c, i, budget);
+    c->rip = ld32(p);
+    return op_dispatch(c, i, budget);
+}
+OP(ret32)
+{
+    budget -= i->since;
+    FAST_HOST_AT(uint32_t, p, TLB_R, REG32(RSP), ret_slow);
+    c->rip = ld32(p);
+    SET32(RSP, REG32(RSP) + 4 + (uint32_t)i->imm);
+    return op_dispatch(c, i, budget);
+}

@@ -53,6 +53,24 @@ OP(push64_i)
     NEXT();
 }
 
+/* The same on a flat 32-bit stack. */
+OP(push32)
+{
+    uint32_t sp = REG32(RSP) - 4;
+    FAST_HOST_AT(uint32_t, p, TLB_W, sp, op_push);
+    st32(p, REG32(i->dst));
+    SET32(RSP, sp);
+    NEXT();
+}
+OP(push32_i)
+{
+    uint32_t sp = REG32(RSP) - 4;
+    FAST_HOST_AT(uint32_t, p, TLB_W, sp, op_push_i);
+    st32(p, (uint32_t)i->imm);
+    SET32(RSP, sp);
+    NEXT();
+}
+
 /* POP with a memory operand computes its address with RSP already raised. SDM 2B "POP" */
 OPX(pop)
 {
@@ -74,6 +92,15 @@ OP(pop64)
     uint64_t v = ld64(p);
     c->gpr[RSP] += 8;
     c->gpr[i->dst] = v;
+    NEXT();
+}
+
+OP(pop32)
+{
+    FAST_HOST_AT(uint32_t, p, TLB_R, REG32(RSP), op_pop);
+    uint32_t v = ld32(p);
+    SET32(RSP, REG32(RSP) + 4);
+    SET32(i->dst, v);
     NEXT();
 }
 
@@ -162,4 +189,12 @@ OPX(leave)
     reg_set(c, RSP, width, frame + size);
     reg_set(c, RBP, size, v);
     return ST_OK;
+}
+OP(leave32)
+{
+    FAST_HOST_AT(uint32_t, p, TLB_R, REG32(RBP), op_leave);
+    uint32_t v = ld32(p);
+    SET32(RSP, REG32(RBP) + 4);
+    SET32(RBP, v);
+    NEXT();
 }

@@ -107,27 +107,32 @@ OPX(mov_from_sreg)
     uint16_t sel = c->seg[i->src].sel;
     return rm_write(c, i, i->dst, i->dst == INSN_MEM ? 2 : INSN_OSIZE(i), sel);
 }
+/* Decoded code depends on segments through the mode alone. SDM 2B "MOV": a load of SS holds off interrupts and traps. */
+static int segment_loaded(struct kvs_vcpu *c, uint32_t seg, uint32_t mode_before)
+{
+    if (seg == SEG_SS) c->int_shadow = 1;
+    return seg == SEG_SS || c->mode != mode_before ? ST_END : ST_OK;
+}
 OPX(mov_to_sreg)
 {
     uint64_t v;
+    const uint32_t mode = c->mode;
     if (i->dst >= SEG_COUNT || i->dst == SEG_CS) return raise_ud(c);
     int st = rm_read(c, i, i->src, 2, &v);
     if (st != ST_OK) return st;
     if ((st = load_segment(c, i->dst, (uint16_t)v)) != ST_OK) return st;
-    if (i->dst == SEG_SS) c->int_shadow = 1;
-    return ST_END;
+    return segment_loaded(c, i->dst, mode);
 }
 OPX(push_sreg) { return push(c, c->seg[i->dst].sel, INSN_OSIZE(i)); }
 OPX(pop_sreg)
 {
-    uint32_t size = INSN_OSIZE(i), width = stack_size(c);
+    const uint32_t size = INSN_OSIZE(i), width = stack_size(c), mode = c->mode;
     uint64_t v;
     int st = stack_peek(c, 0, &v, size);
     if (st != ST_OK) return st;
     if ((st = load_segment(c, i->dst, (uint16_t)v)) != ST_OK) return st;
     stack_adjust(c, size, width);
-    if (i->dst == SEG_SS) c->int_shadow = 1;
-    return ST_END;
+    return segment_loaded(c, i->dst, mode);
 }
 
 static int load_pointer(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t seg)

@@ -37,6 +37,8 @@ static void fill(struct kvs_vcpu *c, struct tlb_class *k, uint64_t la, const str
     if (UNLIKELY(c->dr7 & 0xff) && debug_page_watched(c, la)) return;
     /* A system access goes where the same pointer in an instruction would not. */
     if (UNLIKELY(la_untag(c, la) != la)) return;
+    /* Sums that wrap miss because no entry is there (vcpu.c). */
+    if (UNLIKELY(la >> 32) && !is_long_mode(c)) return;
     if (t->readable_by_class[k - c->tlb_classes]) tlb_insert_class(c, k, TLB_R, la, host, t->global);
     if (t->writable && !(s->flags & KVS_MEM_READONLY) && !page_has_code(s, host) &&
         (!s->dirty || page_logged_dirty(s, t->gpa)))
@@ -69,7 +71,7 @@ static int translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
     }
     if (UNLIKELY(is_long_mode(c) && !is_canonical(c, la))) return raise_gp(c, 0);
     struct translation t;
-    int st = mmu_walk(c, la, access, k == &c->tlb_classes[TLB_USER], k == &c->tlb_classes[TLB_SUPER_AC], false, &t);
+    int st = mmu_walk(c, la, access, tlb_class_is_user((uint32_t)(k - c->tlb_classes)), k == &c->tlb_classes[TLB_SUPER_AC], false, &t);
     if (UNLIKELY(st)) return st;
     p->gpa = t.gpa;
     p->slot = memslot_find(vcpu_slots(c), t.gpa);
@@ -246,7 +248,7 @@ const uint8_t *mmu_fetch(struct kvs_vcpu *c, uint64_t la, struct kvs_ram **ram, 
     const uint8_t *host = tlb_probe(c, TLB_X, la, 1);
     if (host && (!ram || (*ram = ram_of_host(vcpu_slots(c), host)))) return host;
     struct translation t;
-    *st = mmu_walk(c, la, ACC_X, c->tlb == &c->tlb_classes[TLB_USER], false, false, &t);
+    *st = mmu_walk(c, la, ACC_X, tlb_class_is_user((uint32_t)(c->tlb - c->tlb_classes)), false, false, &t);
     if (*st) return NULL;
     uint64_t left;
     struct memslot *s;

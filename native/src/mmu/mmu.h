@@ -14,6 +14,7 @@ static ALWAYS_INLINE uint8_t *tlb_probe(const struct kvs_vcpu *c, int kind, uint
     return LIKELY((la ^ e->tag) <= PAGE_SIZE - size) ? (uint8_t *)(uintptr_t)(la + e->addend) : NULL;
 }
 
+static inline bool tlb_class_is_user(uint32_t k) { return k == TLB_USER || k == TLB_USER32; }
 void tlb_init(struct kvs_vcpu *c);
 void tlb_flush_all(struct kvs_vcpu *c);        /* global pages too */
 void tlb_flush_nonglobal(struct kvs_vcpu *c);  /* MOV to CR3 */
@@ -75,7 +76,7 @@ int lwrite(struct kvs_vcpu *c, uint64_t la, const void *data, uint32_t size, int
 int lwrite_check(struct kvs_vcpu *c, uint64_t la, uint32_t size, int how);
 
 /* Logical address to linear: segment type, limit, canonical and alignment checks. (segment.c)
- * seg bit 7 (INSN_FAST): off is linear already; only the canonical check (#SS for SEG_SS) remains.
+ * seg bit 7 (INSN_FAST): off is linear already; only the canonical check (#SS for SEG_SS) remains, or that at 4 GiB.
  * #AC (CPL 3, CR0.AM, EFLAGS.AC) is checked here by the size of a single datum: 2, 4, 8, 10. */
 int seg_to_linear(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size, int access, uint64_t *la);
 /* The same for operands that must be aligned to their size, a power of two: #GP(0), never #AC. */

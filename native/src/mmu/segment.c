@@ -27,7 +27,8 @@ uint8_t seg_check(struct kvs_vcpu *c, uint32_t seg, uint64_t off, uint32_t size,
     }
     if (seg & 0x80) {
         *la = (uint32_t)off;
-        return 0;
+        *room = BIT(32) - *la;
+        return UNLIKELY(*room < size) ? segment_fault(n) : 0;
     }
     const struct segment *s = &c->seg[n];
     const bool check_type = !is_real_or_v86(c);

@@ -174,7 +174,7 @@ int mmu_walk(struct kvs_vcpu *c, uint64_t la, int access, bool user, bool ac, bo
     const bool write = access == ACC_W || access == ACC_RW;
     if (!(c->cr0 & CR0_PG)) {
         *t = (struct translation){ .gpa = (uint32_t)la & a20, .writable = true, .page_bits = PAGE_SHIFT,
-                                   .readable_by_class = { true, true, true } };
+                                   .readable_by_class = { true, true, true, true } };
         return ST_OK;
     }
     struct walk w;
@@ -205,7 +205,7 @@ int mmu_walk(struct kvs_vcpu *c, uint64_t la, int access, bool user, bool ac, bo
     t->global = (leaf & PTE_G) && (c->cr4 & CR4_PGE);
     t->writable = ((leaf & PTE_D) || (write && !probe)) && allowed(c, &w, ACC_W, user, ac);
     for (int k = 0; k < TLB_CLASSES; k++)
-        t->readable_by_class[k] = allowed(c, &w, ACC_R, k == TLB_USER, k == TLB_SUPER_AC);
+        t->readable_by_class[k] = allowed(c, &w, ACC_R, tlb_class_is_user((uint32_t)k), k == TLB_SUPER_AC);
     return ST_OK;
 }
 

@@ -43,6 +43,7 @@ internal sealed class LinuxGuest : IAsyncDisposable
         Clock = clock,
         SerialPorts = [serial],
         NoReboot = true,
+        Engine = TestEngine.Value,
     };
 
     /// <summary>Boots to the prompt, then to a shell without echo, prompt and line editing.</summary>

@@ -21,6 +21,7 @@ internal static class SmpGuest
             CommandLine = $"test={test} n={iterations} seed={seed} cpus={vcpus}",
             DebugConsole = console,
             IsaDebugExit = true,
+            Engine = TestEngine.Value,
         });
         machine.Start();
         SpreadOverProcessors(vcpus);
