@@ -73,7 +73,7 @@ public sealed class AssembledGuestTests
         var console = new MemoryCharacterBackend();
         await using var machine = new PcMachine(GuestRunner.Options("spin", console));
         machine.Start();
-        Assert.True(console.WaitForOutput("spinning", TimeSpan.FromSeconds(20)) > 0);
+        Assert.True(console.WaitForOutput("spinning", TimeSpan.FromSeconds(60)) > 0);
         Vcpu vcpu = machine.VirtualMachine.Vcpus[0];
         ulong last = 0;
         for (int i = 0; i < 50; i++)

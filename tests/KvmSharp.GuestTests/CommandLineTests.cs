@@ -63,7 +63,7 @@ public sealed class CommandLineTests : IDisposable
             TestPaths.CommandLineProgram, ["run", "--kernel", TestPaths.Guest("spin.elf"), "--serial", "off", "--debugcon", file]);
         await WaitForTextAsync(file, "spinning");
         await CommandRunner.RunAsync("kill", [$"-{signal}", $"{kvmsharp.Id}"]);
-        CommandResult result = await kvmsharp.WaitAsync(TimeSpan.FromSeconds(20));
+        CommandResult result = await kvmsharp.WaitAsync(TimeSpan.FromSeconds(60));
         Assert.True(result.Status == status, result.ToString());
         Assert.Matches("^kvmsharp: [^\n]+\n$", result.Error);
     }
@@ -84,8 +84,8 @@ public sealed class CommandLineTests : IDisposable
         await WaitForTextAsync(log, "idle");
         await Task.Delay(200);
         terminal.Send("abc\u0003\u0001x");
-        await terminal.ExpectAsync("status=", TimeSpan.FromSeconds(20));
-        CommandResult result = await terminal.WaitAsync(TimeSpan.FromSeconds(20));
+        await terminal.ExpectAsync("status=", TimeSpan.FromSeconds(60));
+        CommandResult result = await terminal.WaitAsync(TimeSpan.FromSeconds(60));
         Assert.Equal("kvmsharp: ended by Ctrl-A x\r\nstatus=1\r\n", result.Output);
         Assert.Equal(File.ReadAllText(_directory.File("before")), File.ReadAllText(_directory.File("after")));
     }
@@ -241,7 +241,7 @@ public sealed class CommandLineTests : IDisposable
 
     private static async Task WaitForTextAsync(string file, string text)
     {
-        for (int i = 0; i < 200; i++)
+        for (int i = 0; i < 1200; i++)
         {
             if (File.Exists(file) && File.ReadAllText(file).Contains(text, StringComparison.Ordinal))
             {

@@ -57,7 +57,7 @@ public sealed partial class ReadmeTests
     [Fact]
     public async Task DeviceSampleAnswersTheGuest()
     {
-        VmExit exit = await OwnDevice.RunAsync(GuestRunner.Options("adder")).WaitAsync(TimeSpan.FromSeconds(30));
+        VmExit exit = await OwnDevice.RunAsync(GuestRunner.Options("adder")).WaitAsync(TimeSpan.FromSeconds(60));
         Assert.Equal((VmExitKind.DebugExit, 1), (exit.Kind, exit.ExitCode));
     }
 

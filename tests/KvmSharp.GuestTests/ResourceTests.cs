@@ -62,7 +62,7 @@ public sealed class ResourceTests
         var console = new MemoryCharacterBackend();
         await using var machine = new PcMachine(GuestRunner.Options("idle", console));
         machine.Start();
-        Assert.True(console.WaitForOutput("idle", TimeSpan.FromSeconds(20)) > 0);
+        Assert.True(console.WaitForOutput("idle", TimeSpan.FromSeconds(60)) > 0);
         double share = await ProcessorShareAsync(TimeSpan.FromSeconds(1.5));
         Assert.True(share < 0.03, $"an idle guest took {share:P1} of a processor");
     }
@@ -94,7 +94,7 @@ public sealed class ResourceTests
         {
             await using var machine = new PcMachine(options);
             machine.Start();
-            VmExit exit = await machine.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(30));
+            VmExit exit = await machine.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));
             Assert.Equal(43, exit.ExitCode);
         }
     }

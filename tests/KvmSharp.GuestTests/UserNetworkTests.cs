@@ -84,7 +84,7 @@ public sealed class UserNetworkFixture : IAsyncLifetime
 
 public sealed class UserNetworkTests(UserNetworkFixture fixture) : IClassFixture<UserNetworkFixture>
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     private LinuxGuest Guest => fixture.Guest;
 

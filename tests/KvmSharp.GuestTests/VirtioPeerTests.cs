@@ -69,7 +69,7 @@ public sealed class VirtioPeerFixture : IAsyncLifetime
 
 public sealed class VirtioPeerTests(VirtioPeerFixture fixture) : IClassFixture<VirtioPeerFixture>
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     [Fact]
     public async Task GuestsPingEachOther()
@@ -89,8 +89,9 @@ public sealed class VirtioPeerTests(VirtioPeerFixture fixture) : IClassFixture<V
             ? (fixture.First, fixture.Second, "10.1.1.2") : (fixture.Second, fixture.First, "10.1.1.1");
         await sender.RunAsync("dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null");
         Task<string> receiving = receiver.RunAsync("nc -l -p 5000 -e sha256sum </dev/null");
-        await Task.Delay(300);
-        string[] sums = (await sender.RunAsync($"nc {address} 5000 < /tmp/data && sha256sum < /tmp/data; rm /tmp/data")).Split('\n');
+        // Refused until the other guest listens.
+        string[] sums = (await sender.RunAsync(
+            $"for i in $(seq 300); do nc {address} 5000 < /tmp/data 2>/dev/null && break; sleep 0.1; done; sha256sum < /tmp/data; rm /tmp/data")).Split('\n');
         await receiving;
         Assert.Equal(sums[1], sums[0]);
         string statistics = await receiver.RunAsync("cat /proc/net/snmp | grep Tcp: | tail -n 1");

@@ -131,10 +131,10 @@ public sealed class VirtioTests(VirtioFixture fixture) : IClassFixture<VirtioFix
     public async Task ConsoleAndPortPassText()
     {
         await Guest.RunAsync("echo to the console > /dev/hvc0");
-        Assert.True(fixture.Console.WaitForOutput("to the console\r\n", TimeSpan.FromSeconds(10)) >= 0);
+        Assert.True(fixture.Console.WaitForOutput("to the console\r\n", TimeSpan.FromSeconds(60)) >= 0);
         Assert.Equal("org.kvmsharp.test\n", await Guest.RunAsync("cat /sys/class/virtio-ports/vport*p1/name"));
         Guest.Send("exec 3<>$(ls /dev/vport*p1); echo listening >&3; head -n 1 <&3 >/tmp/line; exec 3>&-\n");
-        Assert.True(fixture.Port.WaitForOutput("listening\n", TimeSpan.FromSeconds(20)) >= 0);
+        Assert.True(fixture.Port.WaitForOutput("listening\n", TimeSpan.FromSeconds(60)) >= 0);
         fixture.Port.SendInput("from the host\n");
         Assert.Contains("from the host\n", await Guest.RunAsync("cat /tmp/line"));
     }

@@ -11,7 +11,7 @@ public sealed class AloneCollection;
 [Collection("alone")]
 public sealed class VirtualMachineTests
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     [Fact]
     public async Task RunsUntilADeviceEndsIt()
@@ -138,7 +138,7 @@ public sealed class VirtualMachineTests
     }
 
     [Fact]
-    public void PauseStopsTheGuestAndItsClock()
+    public async Task PauseStopsTheGuestAndItsClock()
     {
         using var machine = Guest.Create(Guest.CountLoop);
         machine.Start();
@@ -153,9 +153,7 @@ public sealed class VirtualMachineTests
             Assert.Equal(registers, machine.Vcpus[0].GetRegisters());
             machine.Resume();
         }
-        Thread.Sleep(5);
-        machine.Pause();
-        Assert.True(machine.Memory.Read<ulong>(0x20000) > 0);
+        await WaitFor(() => machine.Memory.Read<ulong>(0x20000) > 0);
     }
 
     [Fact]
@@ -212,7 +210,7 @@ public sealed class VirtualMachineTests
     }
 
     [Fact]
-    public void InstructionsAreCountedExactly()
+    public async Task InstructionsAreCountedExactly()
     {
         using var machine = Guest.Create(Guest.CountLoop, ClockMode.Virtual);
         Assert.True(machine.RunUntil(3001));
@@ -222,8 +220,9 @@ public sealed class VirtualMachineTests
         Assert.Equal(3001u, machine.Clock.Nanoseconds);
         Assert.True(machine.RunUntil(1_000_000));
         Assert.Equal(1_000_000u, machine.Vcpus[0].InstructionCount);
+        var before = machine.Memory.Read<ulong>(0x20000);
         machine.Resume();
-        Thread.Sleep(5);
+        await WaitFor(() => machine.Memory.Read<ulong>(0x20000) > before);
         machine.Pause();
         Assert.True(machine.Vcpus[0].InstructionCount > 1_000_000);
     }
@@ -274,8 +273,8 @@ public sealed class VirtualMachineTests
                     _ = machine.Vcpus[0].InstructionCount;
                 }
             })).WaitAsync(Limit);
+        await WaitFor(() => machine.Memory.Read<ulong>(0x20000) > 1000); // no kick and no pause stays behind
         machine.Stop();
-        Assert.True(machine.Memory.Read<ulong>(0x20000) > 1000);
     }
 
     [Fact]
@@ -306,8 +305,9 @@ public sealed class VirtualMachineTests
             Cycle(i);
         }
         var (threadsAfter, handlesAfter) = Usage();
-        Assert.True(threadsAfter <= threads + 5, $"{threads} threads before, {threadsAfter} after");
-        Assert.True(handlesAfter <= handles + 8, $"{handles} handles before, {handlesAfter} after");
+        // The runtime's own come and go; what each fifth machine leaves behind would be forty.
+        Assert.True(threadsAfter <= threads + 20, $"{threads} threads before, {threadsAfter} after");
+        Assert.True(handlesAfter <= handles + 20, $"{handles} handles before, {handlesAfter} after");
 
         static void Cycle(int i)
         {

@@ -36,7 +36,7 @@ internal static class CommandRunner
         Task<string> error = process.StandardError.ReadToEndAsync();
         await process.StandardInput.WriteAsync(input);
         process.StandardInput.Close();
-        TimeSpan allowed = limit ?? TimeSpan.FromSeconds(30);
+        TimeSpan allowed = limit ?? TimeSpan.FromSeconds(60);
         using var expiry = new CancellationTokenSource(allowed);
         try
         {

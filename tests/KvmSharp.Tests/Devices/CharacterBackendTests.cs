@@ -24,7 +24,7 @@ public sealed class CharacterBackendTests
             }
         }
         Assert.Equal(text, received);
-        Assert.True(ended.Wait(TimeSpan.FromSeconds(10)));
+        Assert.True(ended.Wait(TimeSpan.FromSeconds(60)));
         backend.Write("out"u8);
         Assert.Equal("out", System.Text.Encoding.ASCII.GetString(output.ToArray()));
     }
@@ -44,7 +44,7 @@ public sealed class CharacterBackendTests
         backend.Write("login: ..."u8);
         Assert.Equal(6, backend.WaitForOutput("login:", TimeSpan.Zero));
         Assert.Equal(-1, backend.WaitForOutput("login:", TimeSpan.Zero, 6));
-        var later = Task.Run(() => backend.WaitForOutput("shell", TimeSpan.FromSeconds(10)));
+        var later = Task.Run(() => backend.WaitForOutput("shell", TimeSpan.FromSeconds(60)));
         backend.Write("sh"u8);
         backend.Write("ell"u8);
         Assert.Equal(15, await later);

@@ -294,6 +294,26 @@ public sealed class IdeTests : IDisposable
     }
 
     // For 28-bit and 48-bit commands alike.
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void DiscThatGoesInTheMiddleOfAReadEndsItWithAnError(bool another)
+    {
+        Out(Second + 1, 0);
+        Out(Second + 4, 0x00);
+        Out(Second + 5, 0x08);
+        SendPacket(0x28, 0, 0, 0, 0, 10, 0, 0, 4); // READ(10): sectors 10 to 13, one a block
+        ReadWords(Second, 1024);
+        using var small = new ArrayDisk(2048);
+        _ide.InsertDisc(2, another ? small : null);
+        ReadWords(Second, 1024); // was on its way; the third sector is of a disc that is gone
+        Assert.Equal(Failed, In(Second + 7));
+        Assert.Equal(2, In(Second + 1) >> 4); // NOT READY
+        Assert.Empty(Packet(2048, 0x28, 0, 0, 0, 0, 0, 0, 0, 1));
+        Assert.Equal(another ? 6 : 2, In(Second + 1) >> 4); // the other disc is told as UNIT ATTENTION
+        Assert.Equal(another ? 2048 : 0, Packet(2048, 0x28, 0, 0, 0, 0, 0, 0, 0, 1).Length);
+    }
+
     private void SetAddress(int sector, int count)
     {
         Out(First + 2, (byte)(count >> 8));

@@ -46,6 +46,32 @@ public sealed class VgaAdapterTests : IDisposable
     }
 
     [Fact]
+    public async Task ScreenOfAMachineThatGoesIsNotLookedAt()
+    {
+        SetTextMode(80, 25);
+        var frame = _vga.Capture();
+        var looking = Task.Run(() =>
+        {
+            for (var i = 0; i < 10_000; i++)
+            {
+                _vga.GetText();
+                _vga.Capture();
+                _vga.Refresh(frame);
+            }
+        });
+        while (looking.Status < TaskStatus.Running)
+        {
+            await Task.Yield();
+        }
+        Dispose();
+        await Assert.ThrowsAsync<ObjectDisposedException>(() => looking);
+        Assert.Throws<ObjectDisposedException>(_vga.Capture);
+        Assert.Throws<ObjectDisposedException>(_vga.GetText);
+        Assert.Throws<ObjectDisposedException>(() => _vga.Refresh(frame));
+        Assert.Equal(640 * 400, frame.Pixels.Length); // what was taken stays
+    }
+
+    [Fact]
     public void ChangesAreTold()
     {
         SetTextMode(80, 25);

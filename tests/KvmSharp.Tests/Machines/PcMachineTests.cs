@@ -5,7 +5,7 @@ namespace KvmSharp.Tests.Machines;
 
 public sealed class PcMachineTests
 {
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     [Fact]
     public void MemoryHasThePcsHoles()
@@ -34,9 +34,42 @@ public sealed class PcMachineTests
         Assert.Equal(0xf000_ff53u, memory.Read<uint>(0x10 * 4));
         Assert.Equal(0xcf, memory.Read<byte>(0xf_ff53));
         machine.Start();
-        var exit = await machine.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(20));
+        var exit = await machine.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));
         Assert.Equal(VmExitKind.DebugExit, exit.Kind);
         Assert.Equal((0xfa << 1 | 1) & 0xff, exit.ExitCode & 0xff);
+    }
+
+    [Fact]
+    public void ChipsetTakesAccessesOfEveryWidthAndOffset()
+    {
+        using var machine = new PcMachine(new PcMachineOptions { Firmware = BootImage.FromBytes(new byte[0x1_0000]) });
+        var (ports, mmio) = (machine.VirtualMachine.Ports, machine.VirtualMachine.Mmio);
+        WriteConfig(0x40, 0x601);
+        WriteConfig(0x44, 0x80); // the power management registers are at 0x600 now
+        var data = new byte[8];
+        foreach (var length in (int[])[1, 2, 4, 8])
+        {
+            for (ulong port = 0x5f8; port < 0x688; port++)
+            {
+                ports.Read(port, data.AsSpan(0, length));
+                ports.Write(port, new byte[length]);
+            }
+            ports.Write(0xcf8, BitConverter.GetBytes(0x8000_0060u)); // ECAM to 0xE0000000
+            ports.Write(0xcfc, BitConverter.GetBytes(0xe000_0001u));
+            for (ulong at = 0; at < 0x1010; at++)
+            {
+                mmio.Read(0xe000_0000 + at, data.AsSpan(0, length));
+            }
+        }
+        ports.Read(0x608, data.AsSpan(0, 4));
+        Assert.True(ports.Read(0x60a, data.AsSpan(4, 4)));
+        Assert.Equal(0, BitConverter.ToUInt16(data, 6)); // nothing is behind the timer
+
+        void WriteConfig(int register, uint value)
+        {
+            ports.Write(0xcf8, BitConverter.GetBytes(0x8000_f800u | (uint)register));
+            ports.Write(0xcfc, BitConverter.GetBytes(value));
+        }
     }
 
     [Fact]

@@ -156,7 +156,7 @@ public sealed class GuestMemoryTests : IDisposable
                 Assert.Equal(2u, machine.Memory.TakeDirtyLog(slot)[0]);
                 machine.Memory.Remove(slot);
             }
-        }).WaitAsync(TimeSpan.FromSeconds(30));
+        }).WaitAsync(TimeSpan.FromSeconds(60));
         machine.Stop();
     }
 }

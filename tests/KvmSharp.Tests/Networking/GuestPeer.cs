@@ -16,7 +16,7 @@ internal sealed class GuestPeer : IDisposable
     public static readonly NetAddress Own6 = NetAddress.From(IPAddress.Parse("fd00:6b76:6d73::15"));
     public static readonly NetAddress Gateway6 = NetAddress.From(IPAddress.Parse("fd00:6b76:6d73::2"));
     public static readonly MacAddress Mac = new([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(20);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     public GuestPeer(UserNetworkOptions? options = null)
     {
@@ -229,7 +229,7 @@ internal static class Loopback
 
     public static Socket Udp(IPAddress? address = null)
     {
-        var socket = new Socket((address ?? IPAddress.Loopback).AddressFamily, SocketType.Dgram, ProtocolType.Udp) { ReceiveTimeout = 20_000 };
+        var socket = new Socket((address ?? IPAddress.Loopback).AddressFamily, SocketType.Dgram, ProtocolType.Udp) { ReceiveTimeout = 60_000 };
         socket.Bind(new IPEndPoint(address ?? IPAddress.Loopback, 0));
         return socket;
     }
@@ -238,8 +238,8 @@ internal static class Loopback
 
     public static async Task<Socket> AcceptSoonAsync(this Socket socket)
     {
-        var accepted = await socket.AcceptAsync().WaitAsync(TimeSpan.FromSeconds(20));
-        accepted.ReceiveTimeout = accepted.SendTimeout = 20_000;
+        var accepted = await socket.AcceptAsync().WaitAsync(TimeSpan.FromSeconds(60));
+        accepted.ReceiveTimeout = accepted.SendTimeout = 60_000;
         return accepted;
     }
 }

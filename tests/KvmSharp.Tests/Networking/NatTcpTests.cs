@@ -520,7 +520,7 @@ public sealed class NatTcpTests
         var buffer = new byte[count];
         for (var at = 0; at < count;)
         {
-            var n = await socket.ReceiveAsync(buffer.AsMemory(at)).AsTask().WaitAsync(TimeSpan.FromSeconds(20));
+            var n = await socket.ReceiveAsync(buffer.AsMemory(at)).AsTask().WaitAsync(TimeSpan.FromSeconds(60));
             Assert.True(n > 0);
             at += n;
         }
@@ -529,7 +529,7 @@ public sealed class NatTcpTests
 
     private static async Task WaitAsync(Func<bool> condition)
     {
-        for (var end = DateTime.UtcNow.AddSeconds(20); !condition();)
+        for (var end = DateTime.UtcNow.AddSeconds(60); !condition();)
         {
             Assert.True(DateTime.UtcNow < end);
             await Task.Delay(5);

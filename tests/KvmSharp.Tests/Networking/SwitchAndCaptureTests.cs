@@ -72,7 +72,7 @@ public sealed class SwitchAndCaptureTests
         using var uplink = network.Connect(peer.Network);
         var guest = network.Connect();
         Assert.True(guest.FromGuest.TryWrite(NetworkPacket.Create(GuestPeer.Arp(1, GuestPeer.Own4, GuestPeer.Gateway4))));
-        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(20));
+        using var limit = new CancellationTokenSource(TimeSpan.FromSeconds(60));
         using var answer = await guest.ToGuest.ReadAsync(limit.Token);
         Assert.Equal(2, answer.Data[21]);
         network.Dispose();

@@ -232,7 +232,7 @@ public sealed class UserNetworkTests
         using var peer = new GuestPeer();
         var end = peer.Network.AddForward(new PortForward(0, 22));
         Assert.True(IPAddress.IsLoopback(end.Address));
-        using var client = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { ReceiveTimeout = 20_000 };
+        using var client = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { ReceiveTimeout = 60_000 };
         await client.ConnectAsync(end);
         // The guest is not known yet: it is asked for.
         var question = await peer.ReceiveAsync();
@@ -254,7 +254,7 @@ public sealed class UserNetworkTests
         Assert.True((await guest.ReceiveAsync(s => s.Flags.HasFlag(TcpFlags.Fin))).Flags.HasFlag(TcpFlags.Fin));
 
         // Nobody listens there: the caller is cut off.
-        using var second = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { ReceiveTimeout = 20_000 };
+        using var second = new Socket(AddressFamily.InterNetwork, SocketType.Stream, ProtocolType.Tcp) { ReceiveTimeout = 60_000 };
         await second.ConnectAsync(end);
         var again = await peer.ReceiveAsync(f => GuestPeer.IsIp(f, out var p) && p == IpNumbers.Tcp && f[47] == (byte)TcpFlags.Syn);
         var refusing = new PeerTcp(peer, GuestPeer.Own4, GuestPeer.Gateway4, 22, BinaryPrimitives.ReadUInt16BigEndian(again.AsSpan(34)))

@@ -102,13 +102,9 @@ internal sealed partial class LpcBridge : PciDevice
 
     private void ReadBlock(int offset, Span<byte> data)
     {
-        if (offset < AcpiPm.PortCount)
-        {
-            _powerManagement?.Read((ulong)offset, data);
-            return;
-        }
         Span<byte> block = stackalloc byte[PmPortCount];
         block.Clear();
+        _powerManagement?.Read(0, block[..AcpiPm.PortCount]);
         lock (_lock)
         {
             _generalEventEnables.CopyTo(block[GeneralEventEnables..]);

@@ -14,7 +14,7 @@ public sealed unsafe partial class VgaAdapter
     {
         lock (_lock)
         {
-            for (var i = 0; i < data.Length; i++)
+            for (var i = 0; i < data.Length && !_isDisposed; i++)
             {
                 if (InWindow(offset + (uint)i) is { } address)
                 {
@@ -28,7 +28,7 @@ public sealed unsafe partial class VgaAdapter
     {
         lock (_lock)
         {
-            for (var i = 0; i < data.Length; i++)
+            for (var i = 0; i < data.Length && !_isDisposed; i++)
             {
                 if (InWindow(offset + (uint)i) is { } address)
                 {
@@ -153,6 +153,7 @@ public sealed unsafe partial class VgaAdapter
 
     private void FillMemory(int offset, int length)
     {
+        ObjectDisposedException.ThrowIf(_isDisposed, this);
         new Span<byte>(_memory.Address + offset, length).Clear();
         if (_slot is { } slot)
         {

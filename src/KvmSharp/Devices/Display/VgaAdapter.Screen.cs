@@ -36,10 +36,12 @@ public sealed unsafe partial class VgaAdapter
     /// from any thread.
     /// </summary>
     /// <returns>The text; empty in a graphics mode.</returns>
+    /// <exception cref="ObjectDisposedException">The adapter has been disposed, with its machine for example.</exception>
     public string GetText()
     {
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             if (!IsTextModeLocked)
             {
                 return "";
@@ -61,6 +63,7 @@ public sealed unsafe partial class VgaAdapter
     }
 
     /// <summary>Makes a frame of what the screen shows. Callable from any thread.</summary>
+    /// <exception cref="ObjectDisposedException">The adapter has been disposed, with its machine for example.</exception>
     public DisplayFrame Capture()
     {
         var frame = new DisplayFrame();
@@ -71,6 +74,7 @@ public sealed unsafe partial class VgaAdapter
     /// <summary>Brings a frame of this adapter up to date. Callable from any thread, for one frame from one at a time.</summary>
     /// <param name="frame">What <see cref="Capture"/> gave.</param>
     /// <returns>The parts that have changed; the whole screen when its size has.</returns>
+    /// <exception cref="ObjectDisposedException">The adapter has been disposed, with its machine for example.</exception>
     public IReadOnlyList<DisplayRectangle> Refresh(DisplayFrame frame)
     {
         ArgumentNullException.ThrowIfNull(frame);
@@ -78,6 +82,7 @@ public sealed unsafe partial class VgaAdapter
         uint[] pixels;
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             CollectDirtyPages();
             if (!_changed && ReferenceEquals(_lastFrame, frame))
             {

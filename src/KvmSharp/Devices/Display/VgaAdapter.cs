@@ -21,6 +21,7 @@ public sealed unsafe partial class VgaAdapter : PciDevice, IDisposable
     private readonly GuestRam _memory = new(MemorySize);
     private VirtualMachine? _machine;
     private MemorySlot? _slot; // of the linear frame buffer, where the guest has placed it
+    private bool _isDisposed;
 
     // State
     private readonly byte[] _sequencer = new byte[SequencerCount];
@@ -64,8 +65,15 @@ public sealed unsafe partial class VgaAdapter : PciDevice, IDisposable
     /// <inheritdoc/>
     public override string StateName => "vga";
 
-    /// <summary>Frees the memory of the adapter, when the machine is gone.</summary>
-    public void Dispose() => _memory.Dispose();
+    /// <summary>Frees the memory of the adapter, when the machine is gone. Callable from any thread.</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            _isDisposed = true;
+            _memory.Dispose();
+        }
+    }
 
     /// <inheritdoc/>
     protected override void OnAttached(VirtualMachine machine)

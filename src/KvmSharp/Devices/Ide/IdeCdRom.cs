@@ -27,6 +27,7 @@ internal sealed class IdeCdRom(IdeCdRomOptions options) : IdeDrive
     private const ushort ReadFailed = 0x1100;
 
     private IBlockBackend? _medium = options.Medium;
+    private bool _mediumGone; // since the command under way began
     private byte[] _response = [];
     private long _position = -1; // in the medium; -1 while a response is read
     private int _responsePosition;
@@ -66,6 +67,7 @@ internal sealed class IdeCdRom(IdeCdRomOptions options) : IdeDrive
     /// <summary>Exchanges the disc.</summary>
     public void Insert(IBlockBackend? medium)
     {
+        _mediumGone = true;
         _medium = medium;
         _changed = medium is not null;
         _eventPending = true;
@@ -154,6 +156,7 @@ internal sealed class IdeCdRom(IdeCdRomOptions options) : IdeDrive
         {
             throw Damaged();
         }
+        _mediumGone = _medium is null;
     }
 
     protected override void SetSignature()
@@ -172,6 +175,11 @@ internal sealed class IdeCdRom(IdeCdRomOptions options) : IdeDrive
             data[count..].Clear();
             _responsePosition += count;
             return true;
+        }
+        if (_mediumGone)
+        {
+            Check(NotReady, NoMedium);
+            return false;
         }
         try
         {
@@ -357,6 +365,7 @@ internal sealed class IdeCdRom(IdeCdRomOptions options) : IdeDrive
         }
         else
         {
+            _mediumGone = false;
             _position = (long)first * SectorSize;
             StartStream((long)count * SectorSize);
         }

@@ -334,7 +334,12 @@ public sealed class PciHost : IIoDevice, IDeviceState
         {
             lock (host._lock)
             {
-                host.ReadConfig((uint)(offset >> 12), (int)(offset & 0xfff), data);
+                var count = Math.Min(data.Length, ConfigSize - (int)(offset & 0xfff));
+                host.ReadConfig((uint)(offset >> 12), (int)(offset & 0xfff), data[..count]);
+                if (count < data.Length)
+                {
+                    host.ReadConfig((uint)(offset >> 12) + 1, 0, data[count..]);
+                }
             }
         }
 
@@ -342,7 +347,12 @@ public sealed class PciHost : IIoDevice, IDeviceState
         {
             lock (host._lock)
             {
-                host.WriteConfig((uint)(offset >> 12), (int)(offset & 0xfff), data);
+                var count = Math.Min(data.Length, ConfigSize - (int)(offset & 0xfff));
+                host.WriteConfig((uint)(offset >> 12), (int)(offset & 0xfff), data[..count]);
+                if (count < data.Length)
+                {
+                    host.WriteConfig((uint)(offset >> 12) + 1, 0, data[count..]);
+                }
             }
         }
     }

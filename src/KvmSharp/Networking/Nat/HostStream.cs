@@ -191,20 +191,19 @@ internal sealed class HostSocketStream : IHostStream
     // A receive of nothing ends when there is something, and needs no buffer meanwhile.
     private int WaitForData()
     {
+        _waitsForData = true; // first: the event may come before the call returns
         try
         {
-            if (_socket.ReceiveAsync(_reading))
+            if (!_socket.ReceiveAsync(_reading))
             {
-                _waitsForData = true;
-                return IHostStream.WouldBlock;
+                // Between the two attempts something has come; it is told as if it came later.
+                ThreadPool.UnsafeQueueUserWorkItem(static s => s.OnReadable(), this, preferLocal: true);
             }
-            // Between the two attempts something has come; it is told as if it came later.
-            _waitsForData = true;
-            ThreadPool.UnsafeQueueUserWorkItem(static s => s.OnReadable(), this, preferLocal: true);
             return IHostStream.WouldBlock;
         }
         catch (SocketException)
         {
+            _waitsForData = false;
             return IHostStream.Failed;
         }
     }

@@ -63,7 +63,7 @@ public sealed class VirtioBalloonTests
         Assert.False(answer.IsCompleted);
         driver.Rings[2].Add(driver.Readable([.. Entry(4, 2000), .. Entry(5, 3000), .. Entry(99, 1)]));
         driver.Rings[2].Notify();
-        var statistics = await answer.WaitAsync(TimeSpan.FromSeconds(10));
+        var statistics = await answer.WaitAsync(TimeSpan.FromSeconds(60));
         Assert.Equal(2000UL, statistics[BalloonStatistic.FreeMemory]);
         Assert.Equal(3000UL, statistics[BalloonStatistic.TotalMemory]);
 
@@ -73,7 +73,7 @@ public sealed class VirtioBalloonTests
         var second = balloon.GetStatisticsAsync();
         driver.RunTimers();
         balloon.Dispose();
-        await Assert.ThrowsAnyAsync<OperationCanceledException>(() => second.WaitAsync(TimeSpan.FromSeconds(10)));
+        await Assert.ThrowsAnyAsync<OperationCanceledException>(() => second.WaitAsync(TimeSpan.FromSeconds(60)));
     }
 
     [Theory]

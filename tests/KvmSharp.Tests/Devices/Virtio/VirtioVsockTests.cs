@@ -11,7 +11,7 @@ public sealed class VirtioVsockTests
     private const ushort ReadWrite = 5;
     private const ushort CreditUpdate = 6;
     private const ushort CreditRequest = 7;
-    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(10);
+    private static readonly TimeSpan Limit = TimeSpan.FromSeconds(60);
 
     [Fact]
     public async Task GuestConnectsAndBytesFlowBothWays()
