@@ -15,6 +15,7 @@ public sealed partial class VirtualMachine
     private int _parked;
     private readonly List<Thread> _deviceThreads = []; // those that are at work
     private int _deviceWorkSuspended;
+    private readonly Queue<Action> _transitions = []; // what waits until every vCPU is out of the guest
     private volatile bool _attention;
 
     /// <summary>Where the machine is in its life.</summary>
@@ -265,8 +266,16 @@ public sealed partial class VirtualMachine
         lock (_gate)
         {
             _parked++;
-            while (_pauseRequested && _exit is null)
+            while ((_pauseRequested || _transitions.Count != 0) && _exit is null)
             {
+                // A pause comes behind them, so that a paused machine has none left.
+                if (_parked == _threads && _transitions.TryDequeue(out var transition))
+                {
+                    transition();
+                    UpdateAttention();
+                    Monitor.PulseAll(_gate);
+                    continue;
+                }
                 if (_parked == _threads && _deviceThreads.Count == 0 && _status == VirtualMachineStatus.Running)
                 {
                     _status = VirtualMachineStatus.Paused;
@@ -277,6 +286,31 @@ public sealed partial class VirtualMachine
             }
             _parked--;
             return _exit is null;
+        }
+    }
+
+    /// <summary>
+    /// Changes the processors while all of them are between two instructions of the guest; in the order of the requests, soon
+    /// and not necessarily at once. Callable from any thread.
+    /// </summary>
+    /// <param name="transition">What to do; it must not wait for devices.</param>
+    internal void RequestTransition(Action transition)
+    {
+        lock (_gate)
+        {
+            if (_exit is not null)
+            {
+                return;
+            }
+            if (_status is VirtualMachineStatus.Created or VirtualMachineStatus.Paused)
+            {
+                transition();
+                return;
+            }
+            _transitions.Enqueue(transition);
+            UpdateAttention();
+            KickAll();
+            Monitor.PulseAll(_gate);
         }
     }
 
@@ -357,7 +391,7 @@ public sealed partial class VirtualMachine
         KickAll();
     }
 
-    private void UpdateAttention() => _attention = _pauseRequested || _exit is not null;
+    private void UpdateAttention() => _attention = _pauseRequested || _exit is not null || _transitions.Count != 0;
 
     private void KickAll()
     {

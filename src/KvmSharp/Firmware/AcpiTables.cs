@@ -54,6 +54,12 @@ internal static class AcpiTables
     public const uint LocalApicAddress = 0xfee0_0000;
     public const uint IoApicAddress = 0xfec0_0000;
 
+    /// <summary>Where the FACS is, behind the RSDP.</summary>
+    public const int FacsOffset = 64;
+
+    /// <summary>Where in the FACS the guest says where it goes on after a sleep: an address below 1 MiB, four bytes.</summary>
+    public const int FacsWakingVector = 12;
+
     private const int HeaderLength = 36;
     private const byte SystemIo = 1;
     private const byte ByteAccess = 1;
@@ -137,7 +143,7 @@ internal static class AcpiTables
         const uint WriteBackInvalidate = 1 << 0;
         const uint ProcessorC1 = 1 << 2;
         const uint NoFixedSleepButton = 1 << 5;
-        const uint NoFixedRtc = 1 << 6;
+        const uint NoFixedRtcAlarm = 1 << 6;
         const uint Timer32Bit = 1 << 8;
         const uint ResetRegister = 1 << 10;
 
@@ -160,7 +166,8 @@ internal static class AcpiTables
         fadt[108] = options.RealTimeClock ? (byte)0x32 : (byte)0; // the century's CMOS register
         U16(109, (ushort)(LegacyDevices | (options.Vga ? 0 : VgaNotPresent) | (options.RealTimeClock ? 0 : RtcNotPresent)
             | (options.Keyboard ? KeyboardController : 0)));
-        U32(112, WriteBackInvalidate | ProcessorC1 | NoFixedSleepButton | NoFixedRtc | Timer32Bit | ResetRegister);
+        U32(112, WriteBackInvalidate | ProcessorC1 | NoFixedSleepButton | Timer32Bit | ResetRegister
+            | (options.RealTimeClock ? 0 : NoFixedRtcAlarm));
         GenericAddress(span[116..], 8, ByteAccess, ResetControl.ResetPort);
         fadt[128] = ResetControl.FullReset;
         fadt[131] = MinorRevision;
@@ -255,6 +262,7 @@ internal static class AcpiTables
                     .NameResources("_CRS", AmlWriter.Ports(0x70, CmosRtc.PortCount), AmlWriter.Irq(8)));
             }
         });
+        aml.NamePackage("\\_S3", AcpiPm.SleepTypeS3, AcpiPm.SleepTypeS3, 0, 0);
         aml.NamePackage("\\_S5", AcpiPm.SleepTypeS5, AcpiPm.SleepTypeS5, 0, 0);
         return BuildTable("DSDT", 2, aml.ToArray());
     }

@@ -140,6 +140,9 @@ internal unsafe struct KvsGuestDebug
 [StructLayout(LayoutKind.Sequential)]
 internal struct KvsMpState
 {
+    public const uint Runnable = 0;
+    public const uint Uninitialized = 1;
+
     public uint MpState;
 }
 

@@ -270,10 +270,12 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             var rtc = new CmosRtc(machine.Clock, machine.GetInterruptLine(RtcInterrupt), below4G, above4G);
             rtc.SetBootOrder([.. Options.BootOrder.Select(d => (byte)d)]);
             ports.Map(rtc, CmosRtc.BasePort, CmosRtc.PortCount);
+            _realTimeClock = rtc;
         }
         if (Options.Acpi)
         {
             PowerManagement = new AcpiPm(machine.Clock, machine.GetInterruptLine(AcpiTables.SciInterrupt), machine);
+            OfferSleep(PowerManagement);
             if (Options.Firmware is null)
             {
                 ports.Map(PowerManagement, AcpiTables.DefaultPmBase, AcpiPm.PortCount);

@@ -179,6 +179,7 @@ public sealed unsafe partial class Vcpu
     {
         using var owned = new Owned(this);
         NativeMethods.VcpuSetInsnLimit(_handle, instructionCount).ThrowIfFailed("set the instruction limit");
+        _instructionLimit = instructionCount;
     }
 
     /// <summary>Makes the vCPU exit with <see cref="VcpuExitReason.Debug"/> after each instruction, or not any more.</summary>
@@ -275,6 +276,35 @@ public sealed unsafe partial class Vcpu
     }
 
     internal VcpuHandle Handle => _handle;
+
+    /// <summary>
+    /// The power-on state, but without execution: nothing but <see cref="Wake"/> and, on all but the first vCPU, a start by
+    /// another vCPU ends it. Counting of instructions goes on.
+    /// </summary>
+    internal void Sleep()
+    {
+        using var owned = new Owned(this);
+        KvsCoreState core;
+        NativeMethods.VcpuGetCoreState(_handle, &core).ThrowIfFailed("read the instruction count");
+        NativeMethods.VcpuReset(_handle).ThrowIfFailed("reset the vCPU");
+        var kept = new KvsCoreState { Retired = core.Retired, Turn = core.Turn };
+        NativeMethods.VcpuSetCoreState(_handle, &kept).ThrowIfFailed("keep the instruction count");
+        NativeMethods.VcpuSetInsnLimit(_handle, _instructionLimit).ThrowIfFailed("keep the instruction limit");
+        SetActivity(KvsMpState.Uninitialized);
+    }
+
+    /// <summary>Lets the vCPU execute from where it stands.</summary>
+    internal void Wake()
+    {
+        using var owned = new Owned(this);
+        SetActivity(KvsMpState.Runnable);
+    }
+
+    private void SetActivity(uint state)
+    {
+        var activity = new KvsMpState { MpState = state };
+        NativeMethods.VcpuSetMpState(_handle, &activity).ThrowIfFailed("set the activity state");
+    }
 
     /// <summary>The exact count, of a vCPU that is outside the guest.</summary>
     internal ulong ReadInstructionCount()

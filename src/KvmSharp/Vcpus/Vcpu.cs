@@ -17,6 +17,7 @@ public sealed unsafe partial class Vcpu : IDisposable
     private readonly Lock _owner = new();
     private volatile bool _running;
     private Thread? _thread;
+    private ulong _instructionLimit = ulong.MaxValue;
 
     internal Vcpu(VirtualMachine machine, int index, VcpuHandle handle)
     {
@@ -150,6 +151,7 @@ public sealed unsafe partial class Vcpu : IDisposable
                     break;
                 case VcpuExitReason.InstructionLimit:
                     NativeMethods.VcpuSetInsnLimit(_handle, ulong.MaxValue).ThrowIfFailed("clear the instruction limit");
+                    _instructionLimit = ulong.MaxValue;
                     _machine.RequestPause();
                     break;
                 case VcpuExitReason.Debug:

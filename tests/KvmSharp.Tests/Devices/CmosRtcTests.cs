@@ -25,6 +25,34 @@ public sealed class CmosRtcTests
     }
 
     [Fact]
+    public void AlarmIsToldOnceUntilItIsTaken()
+    {
+        var alarms = 0;
+        _rtc.AlarmRaised += () => alarms++;
+        foreach (var index in (byte[])[1, 3, 5])
+        {
+            Write(index, 0xc0); // each second
+        }
+        _clock.Advance(TimeSpan.FromSeconds(3));
+        Assert.Equal(0, alarms); // it asks for no interrupt
+        Read(C);
+        Write(B, AlarmInterrupt | Hours24);
+        _clock.Advance(TimeSpan.FromSeconds(3));
+        Assert.Equal(1, alarms);
+        Read(C);
+        _clock.Advance(TimeSpan.FromSeconds(1));
+        Assert.Equal(2, alarms);
+        var other = new CmosRtc(_clock.Clock, InterruptLine.NotConnected());
+        other.AlarmRaised += () => alarms++;
+        other.Load(_rtc.Save());
+        other.ReadByte(1);
+        Assert.Equal(2, alarms);
+        Write(B, Hours24);
+        Write(B, AlarmInterrupt | Hours24); // the flag was still set
+        Assert.Equal(3, alarms);
+    }
+
+    [Fact]
     public void TellsTheTimeInBinaryAndInTwelveHours()
     {
         Write(B, Binary);

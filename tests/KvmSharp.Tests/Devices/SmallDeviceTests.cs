@@ -62,6 +62,54 @@ public sealed class SmallDeviceTests
     }
 
     [Fact]
+    public void SleepEndsWithAnEnabledEvent()
+    {
+        const uint Alarm = 1 << 10, Wake = 1 << 15, Sleep = 1 | (1 << 10) | (1 << 13);
+        var pm = new AcpiPm(_clock.Clock, _line, _machine);
+        var events = new List<string>();
+        pm.WriteValue(AcpiPm.ControlOffset, 2, Sleep); // not offered
+        Assert.False(pm.IsAsleep);
+        pm.OfferSleep(() => events.Add("sleep"), () => events.Add("wake"));
+        pm.SignalAlarm(); // awake: an event like the others
+        Assert.Equal(Alarm, pm.ReadValue(AcpiPm.EventOffset, 2));
+        pm.WriteValue(AcpiPm.EventOffset, 2, Alarm);
+        pm.WriteValue(AcpiPm.ControlOffset, 2, Sleep);
+        Assert.True(pm.IsAsleep);
+        pm.SignalAlarm(); // not enabled
+        Assert.True(pm.IsAsleep);
+        var other = new AcpiPm(_clock.Clock, InterruptLine.NotConnected(), _machine);
+        other.Load(pm.Save());
+        Assert.True(other.IsAsleep);
+        Assert.Equal(pm.Save(), other.Save());
+        pm.WriteValue(AcpiPm.EventOffset, 2, Alarm);
+        pm.WriteValue(AcpiPm.EventOffset + 2, 2, Alarm);
+        pm.SignalAlarm();
+        Assert.False(pm.IsAsleep);
+        Assert.Equal(Alarm | Wake, pm.ReadValue(AcpiPm.EventOffset, 2));
+        Assert.Equal(["sleep", "wake"], events);
+        pm.WriteValue(AcpiPm.ControlOffset, 2, Sleep); // the event is still there
+        Assert.False(pm.IsAsleep);
+        Assert.Equal(["sleep", "wake", "sleep", "wake"], events);
+        pm.WriteValue(AcpiPm.EventOffset, 2, Alarm | Wake);
+        Assert.Equal(0u, pm.ReadValue(AcpiPm.EventOffset, 2));
+        Assert.Empty(_machine.Requests);
+    }
+
+    [Fact]
+    public void PowerButtonWakesEvenIfItIsNotEnabled()
+    {
+        var pm = new AcpiPm(_clock.Clock, _line, _machine);
+        pm.OfferSleep(() => { }, () => _machine.RequestExit(1));
+        pm.PressPowerButton();
+        Assert.Empty(_machine.Requests);
+        pm.WriteValue(AcpiPm.EventOffset, 2, 1 << 8);
+        pm.WriteValue(AcpiPm.ControlOffset, 2, 1 | (1 << 10) | (1 << 13));
+        pm.PressPowerButton();
+        Assert.Equal(["exit 1"], _machine.Requests);
+        Assert.False(pm.IsAsleep);
+    }
+
+    [Fact]
     public void DebugConsoleSaysThatItIsThere()
     {
         var backend = new MemoryCharacterBackend();

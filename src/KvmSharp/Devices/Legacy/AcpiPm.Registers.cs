@@ -18,6 +18,9 @@ public sealed partial class AcpiPm
     /// <summary>The rate of the power management timer in Hz.</summary>
     public const ulong TimerFrequency = 3_579_545;
 
+    /// <summary>The SLP_TYP value of the S3 state (suspend to RAM) in the DSDT's \_S3 package.</summary>
+    public const byte SleepTypeS3 = 1;
+
     /// <summary>The SLP_TYP value of the S5 state (soft off) in the DSDT's \_S5 package.</summary>
     public const byte SleepTypeS5 = 5;
 
@@ -32,7 +35,10 @@ public sealed partial class AcpiPm
         PowerButton = 1 << 8,
         SleepButton = 1 << 9,
         RealTimeClock = 1 << 10,
+        Wake = 1 << 15, // the machine has slept
         Enables = Timer | GlobalLock | PowerButton | SleepButton | RealTimeClock,
+        Statuses = Enables | Wake,
+        WakeSources = PowerButton | RealTimeClock,
     }
 
     [Flags]

@@ -3,7 +3,7 @@ using System.Buffers.Binary;
 namespace KvmSharp.Devices;
 
 /// <summary>
-/// The fixed ACPI hardware: power button, soft-off, power management timer. The machine is always in ACPI mode.
+/// The fixed ACPI hardware: power button, soft-off, suspend to RAM, power management timer. The machine is always in ACPI mode.
 /// Specification: ACPI 6.5, "ACPI Hardware Specification".
 /// </summary>
 public sealed partial class AcpiPm : IIoDevice, IDeviceState
@@ -19,12 +19,15 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
     private readonly InterruptLine _interrupt;
     private readonly IMachineControl _machine;
     private readonly VmTimer _timer;
+    private Action? _sleep;
+    private Action? _wake;
 
     // State
     private Event _status;
     private Event _enable;
     private Control _control = Control.SciEnable;
     private ulong _seenHalf; // how often the timer's highest bit had changed at the last look
+    private bool _asleep;
 
     /// <summary>Creates the device.</summary>
     /// <param name="clock">The machine's clock.</param>
@@ -48,14 +51,48 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
     /// <inheritdoc/>
     public string StateName => "acpi-pm";
 
+    /// <summary>Whether the guest has suspended the machine to RAM; the power button and an alarm of the real-time clock wake it.</summary>
+    public bool IsAsleep
+    {
+        get
+        {
+            lock (_lock)
+            {
+                return _asleep;
+            }
+        }
+    }
+
     private ulong Ticks => (ulong)((UInt128)_clock.Nanoseconds * TimerFrequency / 1_000_000_000);
 
-    /// <summary>Presses the power button: a guest that listens to it shuts down. Callable from any thread.</summary>
+    /// <summary>
+    /// Presses the power button: a guest that listens to it shuts down, one that sleeps wakes. Callable from any thread.
+    /// </summary>
     public void PressPowerButton()
     {
         lock (_lock)
         {
             _status |= Event.PowerButton;
+            Update();
+            WakeOn(Event.PowerButton); // enabled or not, as "Power Button" wants it
+        }
+    }
+
+    /// <summary>Offers suspend to RAM. Both are called in the order of the events and must not call back.</summary>
+    /// <param name="sleep">Stops the processors.</param>
+    /// <param name="wake">Lets the first one go on at the waking vector.</param>
+    internal void OfferSleep(Action sleep, Action wake)
+    {
+        _sleep = sleep;
+        _wake = wake;
+    }
+
+    /// <summary>The real-time clock's alarm has gone off. Callable from any thread.</summary>
+    internal void SignalAlarm()
+    {
+        lock (_lock)
+        {
+            _status |= Event.RealTimeClock;
             Update();
         }
     }
@@ -102,6 +139,7 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
             writer.WriteUInt16((ushort)_control);
             writer.WriteUInt64(_seenHalf);
             writer.WriteUInt64(_timer.Deadline);
+            writer.WriteBoolean(_asleep);
         }
     }
 
@@ -111,11 +149,12 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
         ArgumentNullException.ThrowIfNull(reader);
         lock (_lock)
         {
-            _status = (Event)reader.ReadUInt16() & Event.Enables;
+            _status = (Event)reader.ReadUInt16() & Event.Statuses;
             _enable = (Event)reader.ReadUInt16() & Event.Enables;
             _control = ((Control)reader.ReadUInt16() & Control.Writable) | Control.SciEnable;
             _seenHalf = reader.ReadUInt64();
             _timer.Arm(reader.ReadUInt64());
+            _asleep = reader.ReadBoolean();
             _interrupt.Set((_status & _enable) != 0);
         }
     }
@@ -133,14 +172,38 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
             case ControlOffset or ControlOffset + 1:
                 var written = (Control)Replace((ushort)_control, offset - ControlOffset, value);
                 _control = (written & Control.Writable) | Control.SciEnable;
-                // Only S5 is announced; a request for another state does nothing.
-                if ((written & Control.SleepEnable) != 0 && (int)(written & Control.SleepTypeMask) >> SleepTypeShift == SleepTypeS5)
+                if ((written & Control.SleepEnable) != 0)
                 {
-                    _machine.RequestPowerOff();
+                    Sleep((int)(written & Control.SleepTypeMask) >> SleepTypeShift);
                 }
                 break;
             default:
                 break; // the timer is read-only
+        }
+    }
+
+    // A request for a state that is not announced does nothing.
+    private void Sleep(int type)
+    {
+        if (type == SleepTypeS5)
+        {
+            _machine.RequestPowerOff();
+        }
+        else if (type == SleepTypeS3 && _sleep is not null && !_asleep)
+        {
+            _asleep = true;
+            _sleep();
+        }
+    }
+
+    // "Waking/Wake Status": an event that came before the sleep ends it at once.
+    private void WakeOn(Event events)
+    {
+        if (_asleep && events != Event.None)
+        {
+            _asleep = false;
+            _status |= Event.Wake;
+            _wake?.Invoke();
         }
     }
 
@@ -169,6 +232,7 @@ public sealed partial class AcpiPm : IIoDevice, IDeviceState
         {
             _timer.Arm(deadline);
         }
+        WakeOn(_status & _enable & Event.WakeSources);
     }
 
     private void OnTimer()

@@ -22,6 +22,7 @@ public sealed partial class CmosRtc
     private const byte RegisterB = 0x0b;
     private const byte RegisterC = 0x0c;
     private const byte RegisterD = 0x0d;
+    private const byte ShutdownStatus = 0x0f; // what firmware finds at a reset: why it came
     private const byte Equipment = 0x14;
     private const byte BaseMemory = 0x15; // KiB below 640 KiB, two bytes
     private const byte ExtendedMemory = 0x17; // KiB above 1 MiB, two bytes

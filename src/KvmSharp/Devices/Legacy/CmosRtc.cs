@@ -33,6 +33,7 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
     private long _seenSecond; // up to where flags are evaluated
     private ulong _seenPeriod;
     private bool _dividerWasReset;
+    private bool _alarm; // the alarm asks for an interrupt; follows from the registers
 
     /// <summary>Creates the clock; it tells the UTC time of the machine's clock.</summary>
     /// <param name="clock">The machine's clock.</param>
@@ -63,6 +64,9 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
     /// <inheritdoc/>
     public string StateName => "cmos-rtc";
 
+    /// <summary>The alarm asks for an interrupt. Raised without locks, on any thread.</summary>
+    internal event Action? AlarmRaised;
+
     private Control ControlBits => (Control)_registers[RegisterB];
 
     // Time runs unless the guest is setting it or holds the divider chain.
@@ -75,18 +79,23 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
         {
             return; // the index port is write-only
         }
+        bool alarm;
         lock (_lock)
         {
             var now = _clock.Nanoseconds;
             Advance(now);
+            alarm = TakeAlarm();
             data[0] = ReadRegister(_index, now);
+            _alarm = AlarmRequested; // reading register C takes it away
             Update(now);
         }
+        RaiseAlarm(alarm);
     }
 
     /// <inheritdoc/>
     public void Write(ulong offset, ReadOnlySpan<byte> data)
     {
+        bool alarm;
         lock (_lock)
         {
             if (offset == 0)
@@ -97,8 +106,10 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
             var now = _clock.Nanoseconds;
             Advance(now);
             WriteRegister(_index, data[0], now);
+            alarm = TakeAlarm();
             Update(now);
         }
+        RaiseAlarm(alarm);
     }
 
     /// <inheritdoc/>
@@ -140,6 +151,7 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
                 throw new MachineStateException("The saved state is damaged: the real-time clock tells an impossible time.");
             }
             _timer.Arm(reader.ReadUInt64());
+            _alarm = AlarmRequested;
             _interrupt.Set(InterruptRequested);
         }
     }
@@ -151,6 +163,18 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
         _registers[BootOrder] = (byte)(At(0, kinds) | At(1, kinds) << 4);
         _registers[BootFlags] = (byte)(At(2, kinds) << 4 | NoFloppyCheck);
     }
+
+    /// <summary>Leaves a reason for the next reset to firmware.</summary>
+    /// <param name="status">The code in the shutdown status byte.</param>
+    internal void SetShutdownStatus(byte status)
+    {
+        lock (_lock)
+        {
+            _registers[ShutdownStatus] = status;
+        }
+    }
+
+    private bool AlarmRequested => ((byte)_flags & (byte)ControlBits & (byte)Flag.Alarm) != 0;
 
     private bool InterruptRequested => ((byte)_flags & (byte)ControlBits & (byte)(Flag.Update | Flag.Alarm | Flag.Periodic)) != 0;
 
@@ -306,11 +330,30 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
 
     private void OnTimer()
     {
+        bool alarm;
         lock (_lock)
         {
             var now = _clock.Nanoseconds;
             Advance(now);
+            alarm = TakeAlarm();
             Update(now);
+        }
+        RaiseAlarm(alarm);
+    }
+
+    // Whether the alarm has gone off since the last call.
+    private bool TakeAlarm()
+    {
+        var before = _alarm;
+        _alarm = AlarmRequested;
+        return _alarm && !before;
+    }
+
+    private void RaiseAlarm(bool alarm)
+    {
+        if (alarm)
+        {
+            AlarmRaised?.Invoke();
         }
     }
 
