@@ -229,6 +229,7 @@ static void publish(struct kvs_vm *vm, uint32_t space, struct memslots *next, co
     if (!added) next->slot[count++] = *add;
     next->count = count;
     atomic_store(&vm->slots[space], next);
+    vm->slot_changes++;
 }
 
 /* With the world stopped and vm->lock held. Returns the requests that vCPUs must obey, or an error. */

@@ -52,13 +52,13 @@ void vm_release(struct kvs_vm *vm)
 KVS_API void kvs_vm_destroy(struct kvs_vm *vm)
 {
     if (!vm) return;
-    atomic_store(&vm->destroyed, true);
     vm_release(vm);
 }
 
 KVS_API int32_t kvs_vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
 {
     if (!vm || !out || id >= MAX_VCPUS) return -KVS_EINVAL;
+    vm_sync_begin(vm, NULL); /* a single vCPU does without stopping the others: none may come while it relies on that */
     pthread_mutex_lock(&vm->lock);
     int rc = vm->vcpus[id] ? -KVS_EEXIST : id > atomic_load(&vm->vcpu_count) ? -KVS_EINVAL : vcpu_create(vm, id, out);
     if (rc == KVS_OK) {
@@ -67,6 +67,7 @@ KVS_API int32_t kvs_vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu 
         if (id >= atomic_load(&vm->vcpu_count)) atomic_store(&vm->vcpu_count, id + 1);
     }
     pthread_mutex_unlock(&vm->lock);
+    vm_sync_end(vm, NULL);
     return rc;
 }
 

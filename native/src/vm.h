@@ -41,6 +41,7 @@ struct kvs_vm {
     struct kvs_vm_config config;
     pthread_mutex_t lock;           /* slots, doorbells, vCPU list, configuration */
     _Atomic(struct memslots *) slots[KVS_SPACE_COUNT];
+    uint64_t slot_changes;          /* counts them; under vm_sync */
     struct kvs_vcpu *vcpus[MAX_VCPUS]; /* by index of creation */
     _Atomic uint32_t vcpu_count;
     struct irqchip *irqchip;        /* NULL: none */
@@ -51,7 +52,6 @@ struct kvs_vm {
     pthread_mutex_t sync_lock;
     pthread_cond_t sync_cond;
     _Atomic uint32_t quiesced;
-    _Atomic bool destroyed;
     _Atomic uint64_t host_timer;    /* deadline of KVS_EXIT_HOST_TIMER, ~0 none */
     const void *sync_owner;         /* under sync_lock: a vCPU, or the VM itself for the host */
     uint32_t sync_depth;            /* of the host's nesting */

@@ -11,7 +11,7 @@ for t in "$1"/*; do
     name=$(basename "$t")
     run "$t" "$name"
     case $name in
-    avx_test | inflight_test | mmu_test | oracle_run | run_test | simd_test | storm_test | sys_test | transfer_test | x87_test)
+    avx_test | coherence_test | fetch_test | inflight_test | mmu_test | oracle_run | run_test | simd_test | storm_test | sys_test | transfer_test | x87_test)
         KVS_TEST_ENGINE=jit
         export KVS_TEST_ENGINE
         run "$t" "$name (jit)"

@@ -103,10 +103,10 @@ static bool mark_code(struct kvs_vcpu *c, struct kvs_ram *ram, const uint8_t *ho
     if ((old & bits) == bits) return true;
     if (old == 0 && atomic_load(&vm->vcpu_count) > 1) {
         /* First code in this page: no vCPU may go on storing to it through a W tag. */
-        const struct memslots *slots = vcpu_slots(c);
+        const uint64_t changes = vm->slot_changes;
         vm_sync_begin(vm, c);
         tlb_catch_up(c);
-        bool same = slots == vcpu_slots(c);
+        bool same = changes == vm->slot_changes; /* else ram may be gone */
         if (same) {
             for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++)
                 if (vm->vcpus[n] && vm->vcpus[n] != c) vcpu_request(vm->vcpus[n], REQ_W_FLUSH);
@@ -152,22 +152,26 @@ static void page_drop(struct kvs_vcpu *c, const uint8_t *page)
     jc_flush(c);
 }
 
-/* Pages first to last of ram change: this vCPU's blocks go at once, the others' at their next poll. */
+/*
+ * Pages first to last of ram change: this vCPU's blocks go at once, the others' at their next poll. A vCPU that finds
+ * the marks gone stores without any check, and must not enter its own old blocks afterwards: it has been told before
+ * the marks go, and then waits for the lock until the log names the page.
+ */
 static void pages_drop(struct kvs_vm *vm, struct kvs_vcpu *self, struct kvs_ram *ram, uint64_t first, uint64_t last)
 {
-    bool others = false;
-    for (uint32_t n = 0; n < atomic_load(&vm->vcpu_count); n++) others |= vm->vcpus[n] && vm->vcpus[n] != self;
+    bool told = false;
+    pthread_mutex_lock(&vm->drop_lock);
     for (uint64_t page = first; page <= last; page++) {
-        if (!atomic_exchange(&ram->code_marks[page], 0)) continue;
         const uint8_t *host = ram->host + (page << PAGE_SHIFT);
-        if (self) page_drop(self, host);
-        if (!others) continue;
-        pthread_mutex_lock(&vm->drop_lock);
+        if (self) page_drop(self, host); /* without marks too: another vCPU may have been quicker */
+        if (!atomic_load_explicit(&ram->code_marks[page], memory_order_relaxed)) continue;
+        for (uint32_t n = 0; !told && n < atomic_load(&vm->vcpu_count); n++)
+            if (vm->vcpus[n] && vm->vcpus[n] != self) vcpu_request(vm->vcpus[n], REQ_CODE_DROP);
+        told = true;
+        atomic_store(&ram->code_marks[page], 0);
         vm->drop_page[vm->drop_count++ % ARRAY_SIZE(vm->drop_page)] = host;
-        pthread_mutex_unlock(&vm->drop_lock);
     }
-    for (uint32_t n = 0; others && n < atomic_load(&vm->vcpu_count); n++)
-        if (vm->vcpus[n] && vm->vcpus[n] != self) vcpu_request(vm->vcpus[n], REQ_CODE_DROP);
+    pthread_mutex_unlock(&vm->drop_lock);
 }
 
 void code_drop_pending(struct kvs_vcpu *c)
@@ -186,8 +190,7 @@ void code_store_check(struct kvs_vcpu *c, struct memslot *s, uint8_t *host, uint
     struct kvs_ram *ram = s->ram;
     uint64_t off = (uint64_t)(host - ram->host), page = off >> PAGE_SHIFT;
     uint64_t marks = atomic_load_explicit(&ram->code_marks[page], memory_order_relaxed);
-    if (LIKELY(!marks)) return;
-    if (!(marks & granules((uint32_t)(off & PAGE_MASK), size))) {
+    if (marks && !(marks & granules((uint32_t)(off & PAGE_MASK), size))) {
         /* Data beside code. A page that keeps being stored to gives up its code. */
         if (++c->near_stores < PAGE_PATIENCE) return;
         c->near_stores = 0;
@@ -238,8 +241,10 @@ static bool register_block(struct kvs_vcpu *c, struct block *b, const uint8_t *p
 struct build {
     struct kvs_insn insn[MAX_INSNS + 1];
     uint32_t slots, guest, bytes;
-    bool ended, crosses;
-    uint8_t code[15]; /* of an instruction that crosses pages */
+    uint32_t looked_at; /* bytes of this page that decoding depended on; bytes or more */
+    uint32_t room;      /* to the limit of CS, where an instruction does not fit into it; else 0 */
+    bool ended, crosses, raises;
+    uint8_t code[MAX_BYTES]; /* of an instruction that crosses pages */
 };
 
 static void add_raiser(struct build *bd, kvs_handler fn, uint16_t off, uint32_t since)
@@ -250,7 +255,7 @@ static void add_raiser(struct build *bd, kvs_handler fn, uint16_t off, uint32_t 
     o->off = off;
     o->since = (uint8_t)since;
     bd->guest++;
-    bd->ended = true;
+    bd->ended = bd->raises = true;
 }
 
 static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, uint16_t off, uint32_t max, struct build *bd)
@@ -261,16 +266,21 @@ static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, ui
     uint64_t limit_left = UINT64_MAX;
     if (bits != 64 && !(mode & MODE_CSFLAT)) limit_left = (uint64_t)c->seg[SEG_CS].limit - rip + 1; /* rip checked */
     struct decoded d, next;
-    bd->slots = bd->guest = 0;
-    bd->ended = bd->crosses = false;
+    bd->slots = bd->guest = bd->room = 0;
+    bd->ended = bd->crosses = bd->raises = false;
 
     while (!bd->ended && bd->guest < max && bd->slots < MAX_INSNS - 1) {
-        uint8_t joined[15];
+        uint8_t joined[MAX_BYTES];
         const uint8_t *p = host + pos;
         uint32_t avail = left - pos;
         int r = decode(p, avail, bits, protected_mode, c->cpuid_features, &d);
         if (r == DECODE_MORE) {
             if (bd->guest) break; /* gets a block of its own */
+            if (avail >= limit_left) {
+                bd->room = (uint32_t)limit_left;
+                add_raiser(bd, op_gp0, (uint16_t)(off + pos), since);
+                break;
+            }
             /* The instruction goes on in the next page. */
             uint64_t la = (bits == 64 ? rip : (uint32_t)(c->seg[SEG_CS].base + rip)) + avail;
             struct kvs_ram *ram2;
@@ -278,15 +288,16 @@ static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, ui
             if (bits != 64) la = (uint32_t)la;
             const uint8_t *tail = mmu_fetch(c, la, &ram2, &st);
             if (!tail) return st;
-            uint32_t n = 15 - avail;
+            uint32_t n = MAX_BYTES - avail;
             memcpy(joined, p, avail);
             memcpy(joined + avail, tail, n);
-            r = decode(joined, 15, bits, protected_mode, c->cpuid_features, &d);
+            r = decode(joined, sizeof joined, bits, protected_mode, c->cpuid_features, &d);
             bd->crosses = true;
             memcpy(bd->code, joined, sizeof bd->code);
         }
         uint32_t length = r == DECODE_OK ? d.length : 1;
         if (r == DECODE_LONG || (uint64_t)pos + length > limit_left) {
+            if (r != DECODE_LONG) bd->room = (uint32_t)limit_left;
             add_raiser(bd, op_gp0, (uint16_t)(off + pos), since);
             break;
         }
@@ -330,6 +341,8 @@ static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, ui
     o->since = (uint8_t)since;
     o->osize = (uint8_t)(bits == 64 ? 8 : 4);
     if (!bd->bytes || pos > bd->bytes) bd->bytes = pos ? pos : 1;
+    /* What is no instruction here may be one with other bytes behind it. */
+    bd->looked_at = bd->raises ? (uint32_t)min_u64(pos + MAX_BYTES, left) : (uint32_t)min_u64(bd->bytes, left);
     return ST_OK;
 }
 
@@ -362,32 +375,32 @@ restart:;
                 /* Not marked in its second page, which may also be another one now: compare. */
                 struct kvs_ram *ram2;
                 uint64_t tail = (la | PAGE_MASK) + 1;
-                uint32_t head = PAGE_SIZE - off, n = b->insn[0].len > head ? b->insn[0].len - head : 0;
-                const uint8_t *second = n ? mmu_fetch(c, code64 ? tail : (uint32_t)tail, &ram2, st) : NULL;
-                if (n && !second) return NULL;
-                if (n && memcmp(second, b->code + head, n)) continue;
+                uint32_t head = PAGE_SIZE - off, end = b->insn[0].len ? b->insn[0].len : MAX_BYTES; /* 0: it raises */
+                const uint8_t *second = mmu_fetch(c, code64 ? tail : (uint32_t)tail, &ram2, st);
+                if (!second) return NULL;
+                if (memcmp(second, b->code + head, end - head)) continue;
             }
-            /* Code segments with a limit: blocks do not remember it. */
-            if (!code64 && !(mode & MODE_CSFLAT) && rip + b->bytes - 1 > c->seg[SEG_CS].limit) continue;
+            /* Code segments with a limit: only blocks that end by it remember it. */
+            if (!code64 && !(mode & MODE_CSFLAT)) {
+                const uint64_t room = c->seg[SEG_CS].limit - rip + 1;
+                if (b->room ? b->room != room : b->bytes > room) continue;
+            }
             c->gpr[GPR_RIPBASE] = rip - off;
             return b;
         }
     }
 
-    /* Another vCPU may be storing here: decode from a copy, mark, and see whether the bytes stayed. */
-    uint8_t copy[15 * MAX_INSNS];
-    bool shared = !max && atomic_load(&c->vm->vcpu_count) > 1;
-    if (shared) memcpy(copy, host, min_u64(sizeof copy, PAGE_SIZE - off));
+    /* Another vCPU or the host may be storing here: decode from a copy, mark, and see whether the bytes stayed. */
+    uint8_t copy[MAX_BYTES * MAX_INSNS];
+    if (!max) memcpy(copy, host, min_u64(sizeof copy, PAGE_SIZE - off));
     struct build bd;
     bd.bytes = 0;
-    int r = build_block(c, shared ? copy : host, rip, off, max ? max : MAX_INSNS - 1, &bd);
+    int r = build_block(c, max ? host : copy, rip, off, max ? max : MAX_INSNS - 1, &bd);
     if (r != ST_OK) {
         *st = r;
         return NULL;
     }
-    uint32_t in_page = (uint32_t)min_u64(bd.bytes, PAGE_SIZE - off);
-    if (!max && !mark_code(c, ram, host, in_page)) goto restart;
-    if (shared && memcmp(copy, host, in_page)) goto restart;
+    if (!max && (!mark_code(c, ram, host, bd.looked_at) || memcmp(copy, host, bd.looked_at))) goto restart;
     size_t size = sizeof(struct block) + bd.slots * sizeof(struct kvs_insn);
     struct block *b = max ? (struct block *)c->step_block : arena_alloc(c, size);
     memset(b, 0, sizeof *b);
@@ -398,6 +411,7 @@ restart:;
     b->mode = mode;
     b->off = off;
     b->bytes = (uint16_t)bd.bytes;
+    b->room = (uint16_t)bd.room;
     b->n = (uint16_t)bd.guest;
     memcpy(b->insn, bd.insn, bd.slots * sizeof(struct kvs_insn));
     c->gpr[GPR_RIPBASE] = rip - off;

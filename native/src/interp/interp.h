@@ -202,6 +202,8 @@ int pop(struct kvs_vcpu *c, uint64_t *v, uint32_t size);
 void rsp_add(struct kvs_vcpu *c, int64_t delta); /* by the stack width */
 
 /* ---- blocks (block.c) ---- */
+#define MAX_INSNS 48
+#define MAX_BYTES 15 /* of an instruction */
 struct block {
     struct block *hash_next, *page_next;
     const uint8_t *host;      /* of the first byte: the key, with mode */
@@ -210,9 +212,10 @@ struct block {
     uint16_t off;             /* of the first byte in its page */
     uint16_t bytes;
     uint16_t n;               /* guest instructions: upper bound of what one pass retires */
+    uint16_t room;            /* bytes up to the limit of CS, which its last instruction exceeds; else 0 */
     uint8_t dead;
     uint8_t crosses;          /* one instruction that goes on in the next page: never chained */
-    uint8_t code[15];         /* its bytes, compared at every look-up */
+    uint8_t code[MAX_BYTES];  /* its bytes, compared at every look-up */
     uint32_t heat;            /* tier 1: executions seen */
     kvs_handler first;        /* tier 1: what insn[0].fn was */
     const uint8_t *jit, *jit_entry; /* host code, with and without the check of the budget; NULL: none */
@@ -223,7 +226,6 @@ struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };
 #define JC_SIZE (1u << JC_BITS)
 static inline uint32_t jc_index(uint64_t la) { return (uint32_t)(la ^ (la >> JC_BITS)) & (JC_SIZE - 1); }
 
-#define MAX_INSNS 48
 int block_cache_create(struct kvs_vcpu *c);
 void block_cache_destroy(struct kvs_vcpu *c);
 void block_cache_flush(struct kvs_vcpu *c);

@@ -26,6 +26,16 @@ static inline bool interrupted(struct kvs_vcpu *c)
     return c->code_modified || c->write_count || atomic_load_explicit(&c->limit, memory_order_relaxed) != BLOCK_LIMIT;
 }
 
+/* vspan at an index register, whose address size may be less than the segment: the run ends where it wraps. */
+static uint8_t *run_at(struct kvs_vcpu *c, const struct kvs_insn *i, uint32_t seg, uint32_t n, bool write, uint64_t *bytes)
+{
+    const uint32_t asize = INSN_ASIZE(i);
+    const uint64_t off = reg_get(c, n, asize);
+    uint8_t *host = vspan(c, seg, off, write, bytes);
+    if (asize < 8) *bytes = min_u64(*bytes, BIT(8 * asize) - off);
+    return host;
+}
+
 /* Elements that fit the run of both sides, up to the count and the chunk; 0: do one by one. */
 static uint64_t run_length(uint64_t count, uint64_t bytes, uint32_t size)
 {
@@ -60,15 +70,15 @@ static void copy_forward(uint8_t *d, const uint8_t *s, uint64_t n, uint32_t size
 
 OPX(movs)
 {
-    uint32_t size = INSN_OSIZE(i), asize = INSN_ASIZE(i);
+    uint32_t size = INSN_OSIZE(i);
     if (!repeats(i)) return movs_one(c, i, size);
     for (;;) {
         uint64_t count = count_get(c, i);
         if (count == 0) break;
         if (!(c->eflags & FLAG_DF)) {
             uint64_t sn = 0, dn = 0;
-            uint8_t *s = vspan(c, source_seg(i), reg_get(c, RSI, asize), false, &sn);
-            uint8_t *d = s ? vspan(c, SEG_ES, reg_get(c, RDI, asize), true, &dn) : NULL;
+            uint8_t *s = run_at(c, i, source_seg(i), RSI, false, &sn);
+            uint8_t *d = s ? run_at(c, i, SEG_ES, RDI, true, &dn) : NULL;
             uint64_t n = d ? run_length(count, min_u64(sn, dn), size) : 0;
             if (n) {
                 copy_forward(d, s, n * size, size);
@@ -110,7 +120,7 @@ OPX(stos)
         if (count == 0) break;
         if (rep && step > 0) {
             uint64_t dn = 0;
-            uint8_t *d = vspan(c, SEG_ES, reg_get(c, RDI, asize), true, &dn);
+            uint8_t *d = run_at(c, i, SEG_ES, RDI, true, &dn);
             uint64_t n = d ? run_length(count, dn, size) : 0;
             if (n) {
                 fill(d, c->gpr[RAX], n, size);

@@ -248,6 +248,10 @@ const uint8_t *mmu_fetch(struct kvs_vcpu *c, uint64_t la, struct kvs_ram **ram, 
     const uint8_t *host = tlb_probe(c, TLB_X, la, 1);
     if (host && (!ram || (*ram = ram_of_host(vcpu_slots(c), host)))) return host;
     struct translation t;
+    if (UNLIKELY(is_code64(c) && !is_canonical(c, la))) { /* behind the end of the lower half */
+        *st = raise_gp(c, 0);
+        return NULL;
+    }
     *st = mmu_walk(c, la, ACC_X, tlb_class_is_user((uint32_t)(c->tlb - c->tlb_classes)), false, false, &t);
     if (*st) return NULL;
     uint64_t left;
