@@ -8,7 +8,7 @@
 
 const uint8_t jit_host_of[GPR_COUNT] = {
     H_RAX, H_R14, H_RDX, H_RBX, H_R13, H_RBP, H_RSI, H_RDI, H_R8, H_R9, H_R10,
-    H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE,
+    H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE, H_NONE,
 };
 
 int jit_create(struct kvs_vcpu *c, uint32_t threshold)
