@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Text;
 using KvmSharp.Boot;
 using KvmSharp.Cli.Debian;
 using KvmSharp.Devices;
@@ -17,6 +18,7 @@ internal sealed class LinuxGuest : IAsyncDisposable
     private static readonly TimeSpan CommandLimit = TimeSpan.FromSeconds(60);
 
     private readonly MemoryCharacterBackend _serial = new();
+    private readonly PcMachineOptions _options;
     private int _position;
     private int _commands;
 
@@ -24,10 +26,18 @@ internal sealed class LinuxGuest : IAsyncDisposable
         DebianImage image, ClockMode clock = ClockMode.Real, int vcpus = 1, Func<PcMachineOptions, PcMachineOptions>? change = null)
     {
         PcMachineOptions options = CreateOptions(image, _serial, clock) with { VcpuCount = vcpus };
-        Machine = new PcMachine(change is null ? options : change(options));
+        _options = change is null ? options : change(options);
+        Machine = new PcMachine(_options);
     }
 
-    public PcMachine Machine { get; }
+    /// <summary>A guest of any other kind, whose first serial port is given.</summary>
+    public LinuxGuest(Func<ICharacterBackend, PcMachineOptions> create)
+    {
+        _options = create(_serial);
+        Machine = new PcMachine(_options);
+    }
+
+    public PcMachine Machine { get; private set; }
 
     /// <summary>From the start of the machine to the prompt of the shell.</summary>
     public TimeSpan BootTime { get; private set; }
@@ -53,9 +63,18 @@ internal sealed class LinuxGuest : IAsyncDisposable
         Machine.Start();
         await ExpectAsync("~ # ", limit ?? BootLimit);
         BootTime = stopwatch.Elapsed;
-        Send("dmesg -n 1; stty -echo; sh 2>&1 | cat; exit\n");
-        Send("echo shell-is-'ready'\n");
-        await ExpectAsync("shell-is-ready\n", CommandLimit);
+        await OpenShellAsync();
+    }
+
+    /// <summary>Logs in as root, then as after <see cref="BootAsync"/>.</summary>
+    public async Task LogInAsync(string password, TimeSpan limit)
+    {
+        await ExpectAsync("login: ", limit);
+        Send("root\n");
+        await ExpectAsync("Password: ", CommandLimit);
+        Send($"{password}\n");
+        await ExpectAsync("# ", CommandLimit);
+        await OpenShellAsync();
     }
 
     /// <summary>Runs one command line and returns what it printed; it must succeed.</summary>
@@ -78,18 +97,34 @@ internal sealed class LinuxGuest : IAsyncDisposable
         return log;
     }
 
+    /// <summary>Waits until the guest resets the machine and starts it anew, as <see cref="PcMachine.RunAsync"/> does.</summary>
+    public async Task RestartAsync(TimeSpan limit)
+    {
+        VmExit exit = await Machine.WaitForExitAsync().WaitAsync(limit);
+        Assert.True(exit.Kind == VmExitKind.Reset, $"{exit}\n{Output}");
+        await Machine.DisposeAsync();
+        Machine = new PcMachine(_options);
+        Machine.Start();
+    }
+
     public void Send(string text) => _serial.SendInput(text);
 
     /// <summary>Waits for a text and returns everything up to and with it, line ends as \n.</summary>
     public async Task<string> ExpectAsync(string text, TimeSpan limit)
     {
         int found = await Task.Run(() => _serial.WaitForOutput(text.Replace("\n", "\r\n"), limit, _position));
-        string output = Output;
-        Assert.True(found >= 0, $"'{text}' did not come within {limit.TotalSeconds} s ({Machine.VirtualMachine.Status}):\n{output}");
-        string part = output[_position..found];
+        Assert.True(found >= 0, $"'{text}' did not come within {limit.TotalSeconds} s ({Machine.VirtualMachine.Status}):\n{Output}");
+        string part = Encoding.UTF8.GetString(_serial.GetOutput().AsSpan(_position..found)); // positions are those of bytes
         _position = found;
         return part.Replace("\r\n", "\n");
     }
 
     public ValueTask DisposeAsync() => Machine.DisposeAsync();
+
+    private async Task OpenShellAsync()
+    {
+        Send("dmesg -n 1; stty -echo; sh 2>&1 | cat; exit\n");
+        Send("echo shell-is-'ready'\n");
+        await ExpectAsync("shell-is-ready\n", CommandLimit);
+    }
 }
