@@ -62,6 +62,13 @@ internal sealed class InteractiveProgram : IDisposable
         return new CommandResult(_process.ExitCode, _output.ToString(), await _error, _stopwatch.Elapsed);
     }
 
+    /// <summary>Kills the program (SIGKILL) and returns what it had printed.</summary>
+    public Task<CommandResult> KillAsync()
+    {
+        _process.Kill();
+        return WaitAsync(TimeSpan.FromMinutes(1));
+    }
+
     public void Dispose()
     {
         if (!_process.HasExited)
