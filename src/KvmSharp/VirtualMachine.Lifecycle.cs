@@ -188,7 +188,10 @@ public sealed partial class VirtualMachine
     /// <inheritdoc/>
     public void RequestExit(int exitCode) => ReportExit(new VmExit(VmExitKind.DebugExit, exitCode));
 
-    /// <summary>Stops the machine and frees what it holds. Safe in any state, and again.</summary>
+    /// <summary>
+    /// Stops the machine and frees what it holds. Safe in any state, and again. A <see cref="Vcpu.Run"/> of the host's own comes
+    /// back.
+    /// </summary>
     public void Dispose()
     {
         lock (_gate)
@@ -210,7 +213,7 @@ public sealed partial class VirtualMachine
         }
         foreach (var vcpu in Vcpus)
         {
-            vcpu.Dispose();
+            vcpu.Close();
         }
         Memory?.ReleaseSlots();
         SystemManagementMemory?.ReleaseSlots();

@@ -80,6 +80,16 @@ public sealed unsafe partial class Vcpu : IDisposable
         _handle.Dispose();
     }
 
+    /// <summary>The machine is gone: a run under way on a thread of the host comes back, another one finds the vCPU disposed.</summary>
+    internal void Close()
+    {
+        if (!_handle.IsClosed)
+        {
+            Kick();
+            _handle.Dispose();
+        }
+    }
+
     internal void StartThread()
     {
         _thread = new Thread(ThreadMain) { IsBackground = true, Name = $"vcpu {Index}" };

@@ -5,6 +5,18 @@ namespace KvmSharp.Tests.Devices;
 public sealed class CharacterBackendTests
 {
     [Fact]
+    public void OutputIsKeptUpToALimit()
+    {
+        var backend = new MemoryCharacterBackend(maxOutput: 10);
+        backend.Write("123456"u8);
+        backend.Write("7890abc"u8);
+        backend.Write("d"u8);
+        Assert.Equal("1234567890", backend.GetOutputText());
+        Assert.Equal(4, backend.DroppedBytes);
+        Assert.Throws<ArgumentOutOfRangeException>(() => new MemoryCharacterBackend(-1));
+    }
+
+    [Fact]
     public void StreamsAreConnectedBothWays()
     {
         using var output = new MemoryStream();

@@ -153,24 +153,49 @@ public sealed class EgressAndDnsTests
     [Fact]
     public async Task NameStandsForTheAddressesThatWereAnswered()
     {
-        using var listener = Loopback.Listen();
-        // The gateway's address is the only one that leads anywhere without leaving the host.
+        var address = IPAddress.Parse("192.0.2.9"); // only asked about: nothing is sent there
         using var peer = new GuestPeer(new UserNetworkOptions
         {
-            Egress = [EgressRule.Parse($"tcp:*.allowed.test:{listener.Port()}")],
-            DnsResolver = new Resolver(q => DnsMessage.CreateAnswer(q, [GuestPeer.Gateway4.ToIPAddress()], 120)),
+            Egress = [EgressRule.Parse("tcp:*.allowed.test:80")],
+            DnsResolver = new Resolver(q => DnsMessage.CreateAnswer(q, [address], 120)),
         });
-        Assert.False(await ReachesAsync(peer, GuestPeer.Gateway4, listener.Port()));
+        Assert.False(MayReach(peer, address, 80));
         Assert.Equal(DnsMessage.Refused, (await AskAsync(peer, Query("other.test", 1)))[3] & 15);
         Assert.Equal(DnsMessage.Refused, (await AskAsync(peer, Query("allowed.test", 1)))[3] & 15);
         Assert.Equal(DnsMessage.Refused, (await AskAsync(peer, Query("notallowed.test", 1)))[3] & 15);
-        Assert.False(await ReachesAsync(peer, GuestPeer.Gateway4, listener.Port()));
+        Assert.False(MayReach(peer, address, 80));
         Assert.Single(DnsMessage.ReadAddresses(await AskAsync(peer, Query("WWW.Allowed.test", 1))));
-        Assert.True(await ReachesAsync(peer, GuestPeer.Gateway4, listener.Port()));
+        Assert.True(MayReach(peer, address, 80));
+        Assert.False(MayReach(peer, address, 81));
         peer.Clock.Advance(TimeSpan.FromSeconds(100));
-        Assert.True(await ReachesAsync(peer, GuestPeer.Gateway4, listener.Port()));
+        Assert.True(MayReach(peer, address, 80));
         peer.Clock.Advance(TimeSpan.FromSeconds(30));
+        Assert.False(MayReach(peer, address, 80));
+    }
+
+    // Who owns a name decides what it is answered with; that must not open the host's loopback.
+    [Fact]
+    public async Task NameDoesNotStandForTheHostItself()
+    {
+        using var listener = Loopback.Listen();
+        using var peer = new GuestPeer(new UserNetworkOptions
+        {
+            Egress = [EgressRule.Parse("*.allowed.test")],
+            DnsResolver = new Resolver(q => DnsMessage.CreateAnswer(q, [GuestPeer.Gateway4.ToIPAddress(), IPAddress.Loopback, IPAddress.Any], 120)),
+        });
+        Assert.Equal(3, DnsMessage.ReadAddresses(await AskAsync(peer, Query("www.allowed.test", 1))).Count);
         Assert.False(await ReachesAsync(peer, GuestPeer.Gateway4, listener.Port()));
+        Assert.False(await ReachesAsync(peer, NetAddress.From(IPAddress.Loopback), listener.Port(), mayBeSilent: true));
+        Assert.False(await ReachesAsync(peer, NetAddress.From(IPAddress.Any), listener.Port(), mayBeSilent: true));
+    }
+
+    private static bool MayReach(GuestPeer peer, IPAddress address, int port)
+    {
+        var stack = peer.Network.Stack;
+        lock (stack.Gate)
+        {
+            return stack.MapTarget(EgressProtocol.Tcp, NetAddress.From(address), port) is not null;
+        }
     }
 
     [Fact]

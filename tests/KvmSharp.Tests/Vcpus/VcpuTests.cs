@@ -188,6 +188,25 @@ public sealed class VcpuTests
     }
 
     [Fact]
+    public async Task MachineMayBeDisposedWhileTheHostRunsAVcpu()
+    {
+        var machine = Start([0xeb, 0xfe]);
+        var vcpu = machine.Vcpus[0];
+        void RunForEver()
+        {
+            while (true)
+            {
+                Assert.Equal(VcpuExitReason.Interrupted, vcpu.Run().Reason);
+            }
+        }
+        var run = Task.Run((Action)RunForEver);
+        await WaitUntil(() => run.Status == TaskStatus.Running);
+        machine.Dispose();
+        await Assert.ThrowsAsync<ObjectDisposedException>(() => run.WaitAsync(TimeSpan.FromSeconds(60)));
+        Assert.Equal(VirtualMachineStatus.Disposed, machine.Status);
+    }
+
+    [Fact]
     public void TripleFaultIsAnExit()
     {
         using var machine = Start([0x0f, 0x0b]); // ud2 without an IDT

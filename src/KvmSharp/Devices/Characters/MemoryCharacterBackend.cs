@@ -8,6 +8,16 @@ public sealed class MemoryCharacterBackend : ICharacterBackend
     private readonly object _gate = new();
     private readonly MemoryStream _output = new();
     private readonly Queue<byte> _input = new();
+    private readonly int _maxOutput;
+    private long _dropped;
+
+    /// <summary>Creates a backend without output and input.</summary>
+    /// <param name="maxOutput">How many bytes of output are kept. A guest can write without end; what comes after is dropped.</param>
+    public MemoryCharacterBackend(int maxOutput = 64 << 20)
+    {
+        ArgumentOutOfRangeException.ThrowIfNegative(maxOutput);
+        _maxOutput = maxOutput;
+    }
 
     /// <inheritdoc/>
     public event Action? InputAvailable;
@@ -15,7 +25,19 @@ public sealed class MemoryCharacterBackend : ICharacterBackend
     /// <summary>Raised on the vCPU thread after output has arrived.</summary>
     public event Action<ReadOnlyMemory<byte>>? OutputWritten;
 
-    /// <summary>All output so far.</summary>
+    /// <summary>How many bytes of output were dropped because of the limit.</summary>
+    public long DroppedBytes
+    {
+        get
+        {
+            lock (_gate)
+            {
+                return _dropped;
+            }
+        }
+    }
+
+    /// <summary>All output so far, up to the limit.</summary>
     public byte[] GetOutput()
     {
         lock (_gate)
@@ -92,7 +114,9 @@ public sealed class MemoryCharacterBackend : ICharacterBackend
     {
         lock (_gate)
         {
-            _output.Write(data);
+            var kept = Math.Min(data.Length, _maxOutput - (int)_output.Length);
+            _output.Write(data[..kept]);
+            _dropped += data.Length - kept;
             Monitor.PulseAll(_gate);
         }
         OutputWritten?.Invoke(data.ToArray());

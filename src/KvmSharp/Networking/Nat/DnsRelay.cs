@@ -91,8 +91,11 @@ internal sealed class DnsRelay(NatStack stack)
                 answered(DnsMessage.CreateFailure(query, DnsMessage.ServerFailure));
                 return;
             }
+            answer = (byte[])answer.Clone(); // the resolver may give it to others too
             BinaryPrimitives.WriteUInt16BigEndian(answer, BinaryPrimitives.ReadUInt16BigEndian(query));
-            stack.Policy.Learn(question.Name, DnsMessage.ReadAddresses(answer), stack.Now);
+            // The owner of a name must not be able to open the gateway, which is the host's loopback.
+            stack.Policy.Learn(
+                question.Name, DnsMessage.ReadAddresses(answer).Where(a => !stack.Plan.IsInside(NetAddress.From(a.Address))), stack.Now);
             answered(answer);
         });
     }
