@@ -165,6 +165,7 @@ struct kvs_vcpu {
     struct tlb_class *tlb;   /* the current class */
     uint64_t jc_key;         /* generation << 16 | mode */
     struct jc_entry *jc;     /* jump cache: linear address to block */
+    bool fetch_evicted;      /* a fetch translation has made way for another since the jump cache was emptied */
     uint32_t eflags;         /* everything but the status flags; bit 1 set */
     uint8_t cpl;
     uint8_t int_shadow;      /* 1: MOV SS, 2: STI; holds for one instruction */

@@ -656,9 +656,39 @@ static void test_rest(void)
     FAULTS("\x0f\x31", EXC_GP, 0);
 }
 
+/*
+ * Code that has run often at an address moves; the same with its fetch translation evicted by another 16 MiB away. The
+ * routines are 4 MiB away from the code that calls them: an INVLPG among large pages drops as much.
+ */
+static void test_code_moves(bool small_pages, bool evicted)
+{
+    enum { TABLE = 0x12000, OLD = 0x230100, NEW = 0x30100, LINEAR = 0x830100,
+           ALIAS = LINEAR + 0x40 + (TLB_SIZE << PAGE_SHIFT) }; /* + 0x40: elsewhere in the jump cache */
+    static const char code[] = "\xba\xe8\x03\x00\x00\xff\xd1\xff\xca\x75\xfa" /* 1000 times: call rcx */
+                               "\x41\xff\xd0"                                 /* call r8 */
+                               "\x48\x89\x3e\x0f\x01\x39"                     /* mov [rsi], rdi; invlpg [rcx] */
+                               "\xff\xd1\xeb\xfe";                            /* call rcx; jmp $ */
+    be_long(0);
+    memcpy(ram + OLD, "\xb8\x01\x00\x00\x00\xc3", 6);
+    memcpy(ram + NEW, "\xb8\x02\x00\x00\x00\xc3", 6);
+    ram[OLD + 0x40] = 0xc3;
+    memset(ram + TABLE, 0, PAGE_SIZE);
+    st64(ram + TABLE + 8 * (LINEAR >> 12 & 511), (OLD & ~0xfff) | 7);
+    st64(ram + PD + 8 * (LINEAR >> 21), small_pages ? TABLE | 7 : (OLD & ~0x1fffff) | 0xe7);
+    st64(ram + PD + 8 * (ALIAS >> 21), ld64(ram + PD + 8 * (LINEAR >> 21)));
+    c->gpr[RCX] = LINEAR;
+    c->gpr[R8] = evicted ? ALIAS : LINEAR;
+    c->gpr[RSI] = small_pages ? TABLE + 8 * (LINEAR >> 12 & 511) : PD + 8 * (LINEAR >> 21);
+    c->gpr[RDI] = small_pages ? (NEW & ~0xfff) | 7 : 0xe7;
+    run_n(code, sizeof code - 1, 20000);
+    CHECK_EQ(c->rip, CODE + sizeof code - 3);
+    CHECK_EQ(c->gpr[RAX], 2);
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
+    for (int n = 0; n < 4; n++) test_code_moves(n & 1, n & 2);
     test_cpuid();
     test_msrs();
     test_control_registers();

@@ -448,10 +448,7 @@ OPX(invlpg)
 {
     REQUIRE_CPL0(c);
     uint64_t la = operand_linear(c, i);
-    if (is_canonical(c, la)) {
-        tlb_flush_page(c, la);
-        jc_flush(c);
-    }
+    if (is_canonical(c, la)) tlb_flush_page(c, la);
     return serialized(ST_OK);
 }
 /* SDM 2 "INVPCID". The soft TLB holds the current PCID alone. */

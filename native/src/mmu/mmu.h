@@ -33,7 +33,11 @@ void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits);
  */
 void tlb_catch_up(struct kvs_vcpu *c);
 /* Every block reached by linear address must be looked up anew. O(1). */
-static inline void jc_flush(struct kvs_vcpu *c) { c->jc_key += 1 << 16; }
+static inline void jc_flush(struct kvs_vcpu *c)
+{
+    c->jc_key += 1 << 16;
+    c->fetch_evicted = false;
+}
 
 /*
  * Linear-address masking takes the metadata out of a pointer; what is left may still not be canonical.

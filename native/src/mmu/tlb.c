@@ -85,30 +85,37 @@ void tlb_flush_data(struct kvs_vcpu *c)
 static inline bool entry_is_empty(const struct tlb_entry *e, uint32_t index) { return tlb_index(e->tag) != index; }
 
 /* Drops what lies in the aligned region of 1 << bits bytes around la, a large page: what the logs name, or all. */
-static void region_clear(struct tlb_class *k, int kind, uint64_t la, uint32_t bits)
+static bool region_clear(struct tlb_class *k, int kind, uint64_t la, uint32_t bits)
 {
     struct tlb_entry *e = k->e[kind];
+    bool found = false;
     if (log_overflowed(&k->log[kind][0]) || log_overflowed(&k->log[kind][1])) {
         kind_clear(k, kind);
-        return;
+        return true;
     }
     for (int which = 0; which < 2; which++) {
         struct tlb_log *log = &k->log[kind][which];
         uint32_t kept = 0;
         for (uint32_t n = 0; n < log->count; n++) {
             const uint16_t index = log->index[n];
-            if ((e[index].tag ^ la) >> bits == 0) entry_clear(&e[index], index);
+            if ((e[index].tag ^ la) >> bits == 0) {
+                entry_clear(&e[index], index);
+                found = true;
+            }
             /* Addresses that come and go must not fill the log. */
             if (!entry_is_empty(&e[index], index)) log->index[kept++] = index;
         }
         log->count = kept;
     }
+    return found;
 }
 
-static inline void page_clear(struct tlb_class *k, int kind, uint64_t la)
+static inline bool page_clear(struct tlb_class *k, int kind, uint64_t la)
 {
     const uint32_t n = tlb_index(la);
-    if ((k->e[kind][n].tag ^ la) >> PAGE_SHIFT == 0) entry_clear(&k->e[kind][n], n);
+    if ((k->e[kind][n].tag ^ la) >> PAGE_SHIFT) return false;
+    entry_clear(&k->e[kind][n], n);
+    return true;
 }
 
 /* Spread, or the kernel's direct map would share a bit with every low user address. */
@@ -130,17 +137,19 @@ void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits)
 void tlb_flush_page(struct kvs_vcpu *c, uint64_t la)
 {
     uint32_t h = large_hash(la);
+    /* Whatever the jump cache reaches was fetched once: it is in the tables still, or was evicted. */
+    bool fetched = c->fetch_evicted;
     for (int k = 0; k < TLB_CLASSES; k++) {
         struct tlb_class *tc = &c->tlb_classes[k];
         uint32_t bits = PAGE_SHIFT;
         if (tc->large[h >> 6] & BIT(h & 63)) bits = 22;
         if (tc->huge & BIT(huge_hash(la))) bits = 30;
         for (int kind = 0; kind < TLB_KINDS; kind++) {
-            if (bits == PAGE_SHIFT) page_clear(tc, kind, la);
-            else region_clear(tc, kind, la, bits);
+            bool found = bits == PAGE_SHIFT ? page_clear(tc, kind, la) : region_clear(tc, kind, la, bits);
+            fetched |= found && kind == TLB_X;
         }
     }
-    jc_flush(c);
+    if (fetched) jc_flush(c);
     c->stats.tlb_flushes++;
 }
 
@@ -173,6 +182,7 @@ void tlb_insert_class(struct kvs_vcpu *c, struct tlb_class *k, int kind, uint64_
     struct tlb_log *log = &k->log[kind][global];
     if (log->count < TLB_LOG_SIZE) log->index[log->count++] = (uint16_t)n;
     else log->count = TLB_LOG_SIZE + 1;
+    if (kind == TLB_X && !entry_is_empty(e, n) && e->tag != page) c->fetch_evicted = true;
     e->tag = page;
     e->addend = ((uint64_t)(uintptr_t)host & ~(uint64_t)PAGE_MASK) - page;
     c->stats.tlb_fills++;
