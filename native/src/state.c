@@ -297,7 +297,7 @@ KVS_API int32_t kvs_vcpu_get_cpuid2(struct kvs_vcpu *c, struct kvs_cpuid_entry2 
     uint32_t room = *count;
     *count = c->cpuid_count;
     if (room < c->cpuid_count) return give(c, -KVS_ERANGE);
-    memcpy(e, c->cpuid, c->cpuid_count * sizeof *e);
+    if (c->cpuid_count) memcpy(e, c->cpuid, c->cpuid_count * sizeof *e);
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_cpuid2(struct kvs_vcpu *c, const struct kvs_cpuid_entry2 *e, uint32_t count)
@@ -306,7 +306,7 @@ KVS_API int32_t kvs_vcpu_set_cpuid2(struct kvs_vcpu *c, const struct kvs_cpuid_e
     TAKE(c, e || !count);
     struct kvs_cpuid_entry2 *copy = calloc(count ? count : 1, sizeof *copy);
     if (!copy) return give(c, -KVS_ENOMEM);
-    memcpy(copy, e, count * sizeof *copy);
+    if (count) memcpy(copy, e, count * sizeof *copy);
     free(c->cpuid);
     c->cpuid = copy;
     c->cpuid_count = count;
@@ -338,7 +338,7 @@ KVS_API int32_t kvs_vcpu_get_events(struct kvs_vcpu *c, struct kvs_vcpu_events *
     e->smi.pending = (signals & SIG_SMI) != 0;
     e->smi.smm_inside_nmi = c->smm_inside_nmi;
     e->smi.latched_init = (signals & SIG_INIT) != 0; /* also one that is not held back, but not taken yet */
-    e->triple_fault.pending = c->shut_down;
+    e->triple_fault.pending = c->shut_down || (c->exc.pending && c->triple_fault);
     return give(c, KVS_OK);
 }
 KVS_API int32_t kvs_vcpu_set_events(struct kvs_vcpu *c, const struct kvs_vcpu_events *e)

@@ -206,7 +206,7 @@ struct kvs_vcpu {
     uint32_t pkru;
     struct fpu fpu;
     /* ---- events ---- */
-    struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; bool is_soft; } exc;
+    struct { bool pending; bool has_error; uint8_t vector; uint32_t error; uint64_t payload; } exc;
     uint64_t pending_dbg;    /* DR6 bits of a debug trap to deliver after the instruction */
     bool nmi_masked, in_smm, smm_inside_nmi;
     bool triple_fault;       /* with exc.pending: shutdown instead of a delivery */
@@ -226,7 +226,6 @@ struct kvs_vcpu {
     uint32_t write_count, write_pos;
     bool write_exited;       /* the exit in the run block is writes[write_pos] */
     struct rmw rmw;
-    uint32_t waits;          /* counts tlb_catch_up: translated pieces from before are stale */
     /* ---- decoded code ---- */
     struct block_cache *blocks;
     struct jit *jit;         /* NULL: interpreter only */

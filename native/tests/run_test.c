@@ -185,8 +185,20 @@ static void endless_delivery(void)
     vt_destroy(&t);
 }
 
+/* No CPUID table at all is a table. */
+static void empty_cpuid(void)
+{
+    struct vt t = vt_create(16 << 20, KVS_CLOCK_REAL, 0);
+    uint32_t count = 0;
+    CHECK(kvs_vcpu_set_cpuid2(t.vcpu, NULL, 0) == 0);
+    CHECK(kvs_vcpu_get_cpuid2(t.vcpu, NULL, &count) == 0 && count == 0);
+    CHECK(kvs_vcpu_set_cpuid2(t.vcpu, NULL, 1) == -KVS_EINVAL);
+    vt_destroy(&t);
+}
+
 int main(void)
 {
+    empty_cpuid();
     endless_delivery();
     exits();
     exact_stops();

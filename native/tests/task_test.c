@@ -381,6 +381,25 @@ static void test_syscall_edges(void)
     CHECK(!(stack64(2) & FLAG_TF));
 }
 
+/* A shutdown that a kick comes before is part of the state. */
+static void test_saved_shutdown(void)
+{
+    struct kvs_vcpu_events e;
+    be_protected(0);
+    c->rip = CODE;
+    raise_shutdown(c);
+    c->run->immediate_exit = 1;
+    kvs_vcpu_run(c);
+    c->run->immediate_exit = 0;
+    CHECK_EQ(c->run->exit_reason, KVS_EXIT_INTR);
+    CHECK_EQ(kvs_vcpu_get_events(c, &e), 0);
+    CHECK_EQ(e.triple_fault.pending, 1);
+    be_protected(0);
+    CHECK_EQ(kvs_vcpu_set_events(c, &e), 0);
+    kvs_vcpu_run(c);
+    CHECK_EQ(c->run->exit_reason, KVS_EXIT_SHUTDOWN);
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
@@ -389,6 +408,7 @@ int main(void)
     test_syscall_edges();
     test_tasks();
     test_windows();
+    test_saved_shutdown();
     machine_destroy();
     return checks_report();
 }

@@ -400,7 +400,11 @@ restart:;
         *st = r;
         return NULL;
     }
-    if (!max && (!mark_code(c, ram, host, bd.looked_at) || memcmp(copy, host, bd.looked_at))) goto restart;
+    if (!max && (!mark_code(c, ram, host, bd.looked_at) || memcmp(copy, host, bd.looked_at))) {
+        if (!atomic_load(&c->requests)) goto restart;
+        *st = ST_AGAIN; /* whoever stores here may go on for ever: requests come first */
+        return NULL;
+    }
     size_t size = sizeof(struct block) + bd.slots * sizeof(struct kvs_insn);
     struct block *b = max ? (struct block *)c->step_block : arena_alloc(c, size);
     memset(b, 0, sizeof *b);

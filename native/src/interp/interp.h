@@ -231,7 +231,7 @@ void block_cache_destroy(struct kvs_vcpu *c);
 void block_cache_flush(struct kvs_vcpu *c);
 void code_drop_pending(struct kvs_vcpu *c); /* REQ_CODE_DROP */
 /* Block at c->rip, decoded if need be; max: at most so many instructions, uncached (0: no bound).
- * NULL with *st = ST_FAULT or ST_EXIT. Sets gpr[GPR_RIPBASE]. */
+ * NULL with *st = ST_FAULT, ST_EXIT or ST_AGAIN. Sets gpr[GPR_RIPBASE]. */
 struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st);
 /* Branch to c->rip from a handler: through the jump cache, or ST_LOOKUP to the run loop. */
 int op_dispatch(OPARGS);

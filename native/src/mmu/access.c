@@ -91,13 +91,8 @@ int access_translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
     uint64_t next = la + first;
     /* Linear addresses are 32 bits wide but in 64-bit code and in the processor's own accesses in long mode. */
     if (!is_code64(c) && !(how == LA_SYSTEM && is_long_mode(c))) next = (uint32_t)next;
-    for (;;) {
-        const uint32_t waits = c->waits;
-        int st = translate(c, la, first, access, how, &part[0]);
-        if (st == ST_OK) st = translate(c, next, size - first, access, how, &part[1]);
-        /* A walk can write to a table that holds code and wait for other vCPUs: both pieces anew then. */
-        if (st || LIKELY(waits == c->waits)) return st;
-    }
+    int st = translate(c, la, first, access, how, &part[0]);
+    return st ? st : translate(c, next, size - first, access, how, &part[1]);
 }
 
 static ALWAYS_INLINE void copy(void *to, const void *from, uint32_t size)
@@ -159,12 +154,8 @@ uint32_t access_store(struct kvs_vcpu *c, const struct mem_part *part, uint32_t 
 void access_code_check(struct kvs_vcpu *c, const struct mem_part *part, uint32_t count, uint32_t code)
 {
     if (LIKELY(!code)) return;
-    for (uint32_t n = 0; n < count; n++) {
-        /* The check may wait for other vCPUs, and slots may change meanwhile. */
-        struct memslot *s = code >> n & 1 ? memslot_find(vcpu_slots(c), part[n].gpa) : NULL;
-        if (s) code_store_check(c, s, s->host + (part[n].gpa - s->gpa), part[n].size);
-    }
-    tlb_catch_up(c);
+    for (uint32_t n = 0; n < count; n++)
+        if (code >> n & 1) code_store_check(c, part[n].slot, part[n].host, part[n].size);
 }
 
 /* Data breakpoints match accesses that took place. SDM 3B "Data Breakpoint Exception Condition" */

@@ -11,7 +11,6 @@ int access_translate(struct kvs_vcpu *c, uint64_t la, uint32_t size, int access,
 int access_load(struct kvs_vcpu *c, const struct mem_part *part, uint32_t count, void *data);
 /* Cannot fail. Returns which pieces hit decoded code: to be given to access_code_check. */
 uint32_t access_store(struct kvs_vcpu *c, const struct mem_part *part, uint32_t count, const void *data);
-/* The pieces may be stale afterwards: it may wait for other vCPUs. */
 void access_code_check(struct kvs_vcpu *c, const struct mem_part *part, uint32_t count, uint32_t code);
 
 #endif

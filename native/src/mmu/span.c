@@ -83,7 +83,7 @@ void vrmw_end_locked(struct kvs_vcpu *c)
     if (c->rmw.host) return;
     uint32_t code = rmw_store(c);
     rmw_go_on(c);
-    access_code_check(c, c->rmw.part, c->rmw.part_count, code); /* may stop the world itself */
+    access_code_check(c, c->rmw.part, c->rmw.part_count, code);
 }
 
 uint8_t *vspan(struct kvs_vcpu *c, uint32_t seg, uint64_t off, bool write, uint64_t *bytes)

@@ -195,7 +195,6 @@ void tlb_insert(struct kvs_vcpu *c, int kind, uint64_t la, const uint8_t *host, 
 
 void tlb_catch_up(struct kvs_vcpu *c)
 {
-    c->waits++;
     uint32_t req = atomic_load_explicit(&c->requests, memory_order_acquire);
     if (UNLIKELY(req & REQ_TLB_FLUSH)) tlb_flush_all(c);
     else if (UNLIKELY(req & REQ_W_FLUSH)) tlb_flush_writes(c);

@@ -137,7 +137,7 @@ static inline bool allowed(const struct kvs_vcpu *c, const struct walk *w, int a
 /*
  * Sets A in every entry used and D in the leaf of a write. Done once the access is known to be
  * allowed, so that a fault leaves the tables alone, as KVM does. Tables in read-only slots keep
- * what they have. False: an entry changed meanwhile or code was invalidated: walk again.
+ * what they have. False: an entry changed meanwhile: walk again.
  * SDM 3A "Accessed and Dirty Flags"
  */
 static bool update_accessed_dirty(struct kvs_vcpu *c, struct walk *w, bool write, uint32_t bytes)
@@ -158,12 +158,8 @@ static bool update_accessed_dirty(struct kvs_vcpu *c, struct walk *w, bool write
         s->value = want;
         memslot_mark_dirty(s->slot, s->gpa, bytes);
         uint64_t page = (uint64_t)((uint8_t *)s->host - s->slot->ram->host) >> PAGE_SHIFT;
-        if (UNLIKELY(atomic_load_explicit(&s->slot->ram->code_marks[page], memory_order_relaxed))) {
-            /* May wait for other vCPUs, and slots may change meanwhile. */
+        if (UNLIKELY(atomic_load_explicit(&s->slot->ram->code_marks[page], memory_order_relaxed)))
             code_store_check(c, s->slot, s->host, bytes);
-            tlb_catch_up(c);
-            return false;
-        }
     }
     return true;
 }

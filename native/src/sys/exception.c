@@ -9,7 +9,6 @@ int raise_vector(struct kvs_vcpu *c, uint8_t vector)
     c->exc.vector = vector;
     c->exc.error = 0;
     c->exc.payload = 0;
-    c->exc.is_soft = false;
     if (vector == EXC_DB) {
         c->exc.payload = c->pending_dbg;
         c->pending_dbg = 0;

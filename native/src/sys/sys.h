@@ -64,9 +64,6 @@ bool hypercall_run(struct kvs_vcpu *c);
 #define KVM_FEATURE_PV_SEND_IPI BIT(11)
 #define KVM_FEATURE_PV_SCHED_YIELD BIT(13)
 
-/* Virtual clock: makes clock_now exact as of instruction i (run.c). Before whatever reads the clock. */
-void vcpu_sync_clock(struct kvs_vcpu *c, const struct kvs_insn *i, int64_t budget);
-
 /* SDM 4 "IA32_MISC_ENABLE": fast strings, no branch trace, no precise event sampling, MONITOR */
 #define MISC_ENABLE_RESET (BIT(0) | BIT(11) | BIT(12) | BIT(18))
 #define MISC_ENABLE_LIMIT_CPUID BIT(22)
