@@ -656,6 +656,32 @@ static void test_rest(void)
     FAULTS("\x0f\x31", EXC_GP, 0);
 }
 
+/* What docs/support.md says of last-branch records and of x87 errors without CR0.NE. */
+static void test_without_hardware(void)
+{
+    be_long(0);
+    CHECK_EQ(msr_write(c, 0x1d9, 1, false), 0); /* DEBUGCTL.LBR */
+    RUN_N("\xeb\x00\xeb\x00\x90", 3);
+    for (uint32_t msr = 0x1db; msr <= 0x1de; msr++) {
+        uint64_t v = ~0ull;
+        CHECK_EQ(msr_read(c, msr, &v, false), 0);
+        CHECK_EQ(v, 0);
+        CHECK_EQ(msr_write(c, msr, 0, false), -1);
+    }
+    CHECK_EQ(msr_write(c, 0x1d9, 4, false), -1);
+    static const char *const waiting[] = { "\x9b", "\xd9\xe8", "\x0f\x77", "\xd9\xd0" }; /* fwait, fld1, emms, fnop */
+    for (uint32_t n = 0; n < 2 * ARRAY_SIZE(waiting); n++) {
+        be_protected(0);
+        if (n & 1) c->cr0 &= ~(uint64_t)CR0_NE;
+        state_changed();
+        c->fpu.fcw = 0x37b; /* division by zero is unmasked, and has happened */
+        c->fpu.fsw = 0x8084;
+        run_n(waiting[n / 2], 2, 1);
+        CHECK(faulted(EXC_MF));
+        CHECK_EQ(stack32(0), CODE);
+    }
+}
+
 /*
  * Code that has run often at an address moves; the same with its fetch translation evicted by another 16 MiB away. The
  * routines are 4 MiB away from the code that calls them: an INVLPG among large pages drops as much.
@@ -698,6 +724,7 @@ int main(void)
     test_ports();
     test_flags();
     test_rest();
+    test_without_hardware();
     machine_destroy();
     return checks_report();
 }
