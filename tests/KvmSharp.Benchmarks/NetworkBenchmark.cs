@@ -21,7 +21,7 @@ internal static class NetworkBenchmark
     private const int Transfers = 3; // in one boot
     private static readonly TimeSpan Limit = TimeSpan.FromMinutes(5);
 
-    public static async Task RunAsync(int pairs)
+    public static async Task RunAsync(int pairs, ExecutionEngine engine)
     {
         if (HostTool.Find(Peer) is null)
         {
@@ -37,7 +37,7 @@ internal static class NetworkBenchmark
         {
             string file = Path.Combine(directory, "initrd");
             File.WriteAllBytes(file, initrd.Bytes.ToArray());
-            await MeasureAsync(image, file, directory, pairs);
+            await MeasureAsync(image, file, directory, pairs, engine);
         }
         finally
         {
@@ -45,15 +45,16 @@ internal static class NetworkBenchmark
         }
     }
 
-    private static async Task MeasureAsync(DebianImage image, string initrd, string directory, int pairs)
+    private static async Task MeasureAsync(DebianImage image, string initrd, string directory, int pairs, ExecutionEngine engine)
     {
         using var server = new TransferServer(new byte[Size]);
         string append = "console=ttyS0 quiet kvmsharp.modules=virtio_pci,virtio_net,af_packet kvmsharp.net=dhcp kvmsharp.run="
-            + $"for,i,in,{string.Join(',', Enumerable.Range(1, Transfers))};,do,wget,-q,-O,/dev/null,http://10.0.2.2:{server.DownloadPort}/file;,"
-            + $"dd,if=/dev/zero,bs=65536,count={Size / 65536},2>/dev/null,|,nc,10.0.2.2,{server.UploadPort};,done";
+            + $"dd,if=/dev/zero,of=/tmp/data,bs=1000000,count={Size / 1_000_000},2>/dev/null;,for,i,in,{string.Join(',', Enumerable.Range(1, Transfers))};,do,wget,-q,-O,/dev/null,http://10.0.2.2:{server.DownloadPort}/file;,"
+            + $"wget,-q,-O,/dev/null,--post-file,/tmp/data,http://10.0.2.2:{server.UploadPort}/file;,done";
         string[] ours =
         [
             "run", "--kernel", image.Kernel, "--initrd", initrd, "--append", append, "--net", "user",
+            "--engine", engine.ToString().ToLowerInvariant(),
             "--serial", "file=" + Path.Combine(directory, "ours"), "--no-reboot",
         ];
         string[] peer =
@@ -134,16 +135,14 @@ internal static class NetworkBenchmark
             return socket;
         }
 
-        private static void Serve(Socket listener, Func<Socket, long> transfer, List<double> rates)
+        private static void Serve(Socket listener, Func<Socket, TimeSpan> transfer, List<double> rates)
         {
             while (true)
             {
                 try
                 {
                     using Socket socket = listener.Accept();
-                    long start = Stopwatch.GetTimestamp();
-                    long bytes = transfer(socket);
-                    rates.Add(bytes / Stopwatch.GetElapsedTime(start).TotalSeconds / 1e6);
+                    rates.Add(Size / transfer(socket).TotalSeconds / 1e6);
                 }
                 catch (Exception exception) when (exception is SocketException or ObjectDisposedException)
                 {
@@ -152,10 +151,11 @@ internal static class NetworkBenchmark
             }
         }
 
-        private long Send(Socket socket)
+        private TimeSpan Send(Socket socket)
         {
             var request = new byte[4096];
             socket.Receive(request);
+            long start = Stopwatch.GetTimestamp();
             socket.Send(Encoding.ASCII.GetBytes($"HTTP/1.0 200 OK\r\nContent-Length: {_content.Length}\r\n\r\n"));
             for (int at = 0; at < _content.Length;)
             {
@@ -163,19 +163,29 @@ internal static class NetworkBenchmark
             }
 
             socket.Shutdown(SocketShutdown.Send);
-            return socket.Receive(request) == 0 ? _content.Length : throw new BenchmarkException("the guest sent more than a request");
+            return socket.Receive(request) == 0 ? Stopwatch.GetElapsedTime(start) : throw new BenchmarkException("the guest sent more than a request");
         }
 
-        private long Receive(Socket socket)
+        // The guest reads its file before it sends anything.
+        private TimeSpan Receive(Socket socket)
         {
             var buffer = new byte[1 << 20];
-            long bytes = 0;
-            for (int count; (count = socket.Receive(buffer)) > 0; bytes += count)
+            long bytes = socket.Receive(buffer);
+            long start = Stopwatch.GetTimestamp();
+            for (int count; bytes < Size && (count = socket.Receive(buffer)) > 0; bytes += count)
             {
                 // Nothing is done with it.
             }
 
-            return bytes;
+            TimeSpan time = Stopwatch.GetElapsedTime(start);
+            socket.Send("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"u8);
+            socket.Shutdown(SocketShutdown.Send);
+            while (socket.Receive(buffer) > 0)
+            {
+                // What is left of the request.
+            }
+
+            return time;
         }
     }
 }

@@ -10,7 +10,7 @@ for (int i = 0; i < args.Length; i++)
 {
     switch (args[i])
     {
-        case "boot" or "compute" or "storage" or "network":
+        case "boot" or "compute" or "storage" or "network" or "disk":
             only = args[i];
             break;
         case "--pairs" when i + 1 < args.Length && int.TryParse(args[i + 1], out pairs) && pairs > 0:
@@ -20,7 +20,7 @@ for (int i = 0; i < args.Length; i++)
             i++;
             break;
         default:
-            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage | network] [--pairs N] [--engine interpreter|jit]");
+            Console.Error.WriteLine("usage: KvmSharp.Benchmarks [boot | compute | storage | network | disk] [--pairs N] [--engine interpreter|jit]");
             return 2;
     }
 }
@@ -44,7 +44,12 @@ try
 
     if (only is null or "network")
     {
-        await NetworkBenchmark.RunAsync(pairs);
+        await NetworkBenchmark.RunAsync(pairs, engine);
+    }
+
+    if (only is null or "disk")
+    {
+        await DiskBenchmark.RunAsync(pairs, engine);
     }
 
     return 0;

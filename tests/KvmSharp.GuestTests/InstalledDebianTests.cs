@@ -1,5 +1,7 @@
 using System.Net;
+using System.Net.Sockets;
 using System.Security.Cryptography;
+using System.Text;
 using KvmSharp.Boot;
 using KvmSharp.Cli.Debian;
 using KvmSharp.Devices;
@@ -24,6 +26,7 @@ public sealed class InstalledDebianTests
         using OverlayBlockBackend disk = await OpenDiskAsync();
         using var network = new UserNetwork();
         IPEndPoint ssh = network.AddForward(new PortForward(0, 22));
+        IPEndPoint datagrams = network.AddForward(new PortForward(0, 5000) { Protocol = ForwardProtocol.Udp });
         await using LinuxGuest guest = await StartAsync(ExecutionEngine.Auto, options => options with
         {
             VirtioDevices = [new VirtioBlockOptions(disk), new VirtioNetworkOptions(network)],
@@ -34,6 +37,9 @@ public sealed class InstalledDebianTests
         Assert.Contains("default via 10.0.2.2 dev eth0", await guest.RunAsync("ip route"), StringComparison.Ordinal);
         Assert.Contains("nameserver 10.0.2.3", await guest.RunAsync("cat /etc/resolv.conf"), StringComparison.Ordinal);
         await guest.CleanLogAsync();
+
+        await guest.RunAsync("perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalPort => 5000, Proto => \"udp\") or die; $s->send(\"guest: $b\") while defined $s->recv($b, 2000)' >/dev/null 2>&1 </dev/null &");
+        Assert.Equal("guest: datagram", await ExchangeAsync(datagrams, "datagram"));
 
         using var directory = new TemporaryDirectory();
         string key = directory.File("key");
@@ -96,6 +102,22 @@ public sealed class InstalledDebianTests
         Assert.DoesNotContain(
             (await guest.CleanLogAsync()).Split('\n'),
             line => line.Contains("ata", StringComparison.Ordinal) && line.Contains("error", StringComparison.OrdinalIgnoreCase));
+    }
+
+    /// <summary>Sends a datagram until it is answered: the receiver may not be there yet, and datagrams may get lost.</summary>
+    private static async Task<string> ExchangeAsync(IPEndPoint target, string text)
+    {
+        using var client = new UdpClient();
+        client.Connect(target);
+        Task<UdpReceiveResult> answer = client.ReceiveAsync();
+        for (int attempt = 0; attempt < 60 && !answer.IsCompleted; attempt++)
+        {
+            await client.SendAsync(Encoding.ASCII.GetBytes(text));
+            await Task.WhenAny(answer, Task.Delay(1000));
+        }
+
+        Assert.True(answer.IsCompletedSuccessfully, "no answer");
+        return Encoding.ASCII.GetString((await answer).Buffer);
     }
 
     private static async Task<OverlayBlockBackend> OpenDiskAsync() => new(RawBlockBackend.Open(await InstalledDebian.GetAsync(), readOnly: true));
