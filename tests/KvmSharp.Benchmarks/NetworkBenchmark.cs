@@ -48,8 +48,9 @@ internal static class NetworkBenchmark
     private static async Task MeasureAsync(DebianImage image, string initrd, string directory, int pairs, ExecutionEngine engine)
     {
         using var server = new TransferServer(new byte[Size]);
+        // wget sends a file as one text, so there must be no zero in it; BusyBox's nc writes 1 KiB at a time.
         string append = "console=ttyS0 quiet kvmsharp.modules=virtio_pci,virtio_net,af_packet kvmsharp.net=dhcp kvmsharp.run="
-            + $"dd,if=/dev/zero,of=/tmp/data,bs=1000000,count={Size / 1_000_000},2>/dev/null;,for,i,in,{string.Join(',', Enumerable.Range(1, Transfers))};,do,wget,-q,-O,/dev/null,http://10.0.2.2:{server.DownloadPort}/file;,"
+            + $"yes,|,head,-c,{Size},>/tmp/data;,for,i,in,{string.Join(',', Enumerable.Range(1, Transfers))};,do,wget,-q,-O,/dev/null,http://10.0.2.2:{server.DownloadPort}/file;,"
             + $"wget,-q,-O,/dev/null,--post-file,/tmp/data,http://10.0.2.2:{server.UploadPort}/file;,done";
         string[] ours =
         [
@@ -142,6 +143,7 @@ internal static class NetworkBenchmark
                 try
                 {
                     using Socket socket = listener.Accept();
+                    socket.ReceiveTimeout = 60_000;
                     rates.Add(Size / transfer(socket).TotalSeconds / 1e6);
                 }
                 catch (Exception exception) when (exception is SocketException or ObjectDisposedException)
