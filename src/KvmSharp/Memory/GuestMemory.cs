@@ -216,6 +216,11 @@ public sealed unsafe class GuestMemory
         {
             throw Fault(KvmSharpErrorCode.BadAddress, address, length, "write");
         }
+        if (Array.Exists(Volatile.Read(ref _slots), s => (s.Flags & MemorySlotFlags.ReadOnly) != 0
+            && s.Address.Value < address.Value + length && address.Value < s.Address.Value + s.Size))
+        {
+            throw Fault(KvmSharpErrorCode.ReadOnly, address, length, "write");
+        }
         Span<byte> chunk = stackalloc byte[PageSize];
         chunk.Fill(value);
         for (ulong done = 0; done < length;)
@@ -266,20 +271,9 @@ public sealed unsafe class GuestMemory
             {
                 continue;
             }
-            var added = false;
-            try
-            {
-                slot.Ram.DangerousAddRef(ref added);
-                MemoryMethods.Release(slot.HostAddress + (start - slot.Address.Value), end - start);
-                _ = NativeMethods.SpaceWritten(_vm, _space, start, end - start);
-            }
-            finally
-            {
-                if (added)
-                {
-                    slot.Ram.DangerousRelease();
-                }
-            }
+            using var held = slot.Hold();
+            MemoryMethods.Release(slot.HostAddress + (start - slot.Address.Value), end - start);
+            _ = NativeMethods.SpaceWritten(_vm, _space, start, end - start);
         }
     }
 

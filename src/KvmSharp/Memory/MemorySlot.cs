@@ -51,6 +51,24 @@ public sealed class MemorySlot
 
     internal ulong RamOffset { get; }
 
+    /// <summary>Keeps the memory where it is for the length of a scope, even if the machine is disposed meanwhile.</summary>
+    /// <exception cref="ObjectDisposedException">It is gone already.</exception>
+    internal Held Hold() => new(Ram);
+
     internal bool Holds(ulong address, ulong length) =>
         address >= Address.Value && address - Address.Value <= Size && length <= Size - (address - Address.Value);
+
+    internal readonly ref struct Held
+    {
+        private readonly RamHandle _ram;
+
+        public Held(RamHandle ram)
+        {
+            var added = false;
+            ram.DangerousAddRef(ref added);
+            _ram = ram;
+        }
+
+        public void Dispose() => _ram.DangerousRelease();
+    }
 }

@@ -55,6 +55,7 @@ public sealed class MachineState
                 throw Damaged();
             }
             var sections = new List<Section>();
+            var names = new HashSet<string>(StringComparer.Ordinal);
             for (var i = 0; i < count; i++)
             {
                 var lengths = ReadHashed(stream, hash, 8);
@@ -65,6 +66,10 @@ public sealed class MachineState
                     throw Damaged();
                 }
                 var name = Encoding.UTF8.GetString(ReadHashed(stream, hash, (int)nameLength));
+                if (!names.Add(name))
+                {
+                    throw Damaged();
+                }
                 sections.Add(new Section(name, ReadHashed(stream, hash, (int)dataLength)));
             }
             var expected = hash.GetHashAndReset();

@@ -32,6 +32,7 @@ internal static class MemoryImage
         var buffer = new byte[BitmapSize + (int)PieceSize];
         foreach (var (_, slot, prefix) in Slots(machine).Where(s => !IsRom(s.Slot)))
         {
+            using var held = slot.Hold();
             for (ulong start = 0; start < slot.Size; start += PieceSize)
             {
                 var pages = (int)(Math.Min(PieceSize, slot.Size - start) / PageSize);
@@ -84,6 +85,7 @@ internal static class MemoryImage
         var pieces = state.Sections.Where(s => IsPiece(s.Name)).ToDictionary(s => s.Name, s => s.Data);
         foreach (var (memory, slot, prefix) in Slots(machine).Where(s => !IsRom(s.Slot)))
         {
+            using var held = slot.Hold();
             for (ulong start = 0; start < slot.Size; start += PieceSize)
             {
                 var address = slot.Address + start;

@@ -46,6 +46,34 @@ public sealed class VgaAdapterTests : IDisposable
     }
 
     [Fact]
+    public void EveryStateOfTheRegistersMakesAPicture()
+    {
+        var random = new Random(3);
+        var value = new byte[2];
+        _machine.Ports.Write(0x1ce, [4, 0]);
+        _machine.Ports.Write(0x1d0, [1, 0]); // on, with no size
+        _vga.Capture().SavePng(new MemoryStream());
+        for (var i = 0; i < 300; i++)
+        {
+            for (var n = 0; n < 60; n++)
+            {
+                random.NextBytes(value);
+                _machine.Ports.Write(0x3b0u + (uint)random.Next(0x30), value.AsSpan(0, 1 + random.Next(2)));
+                if (n % 8 == 0)
+                {
+                    _machine.Ports.Write(0x1ce, [(byte)random.Next(11), 0]);
+                    _machine.Ports.Write(0x1d0, [(byte)random.Next(256), (byte)random.Next(8)]);
+                }
+            }
+            var frame = _vga.Capture();
+            Assert.InRange(frame.Width, 1, 2560);
+            Assert.InRange(frame.Height, 1, 1600);
+            Assert.Equal(frame.Width * frame.Height, frame.Pixels.Length);
+            _vga.GetText();
+        }
+    }
+
+    [Fact]
     public async Task ScreenOfAMachineThatGoesIsNotLookedAt()
     {
         SetTextMode(80, 25);

@@ -16,6 +16,17 @@ public sealed class GuestMemoryTests : IDisposable
         Assert.Equal(0x1122_3344u, Memory.Read<uint>(0x1005));
     }
 
+    [Fact]
+    public void FillThatMeetsReadOnlyMemoryChangesNothing()
+    {
+        Memory.AddRom(0x10000, new byte[4096]);
+        var e = Assert.Throws<GuestMemoryException>(() => Memory.Fill(0x8000, 0x9000, 1));
+        Assert.Equal(KvmSharpErrorCode.ReadOnly, e.ErrorCode);
+        Assert.Equal(0, Memory.Read<byte>(0x8000));
+        Memory.Fill(0x8000, 0x8000, 1);
+        Assert.Equal(1, Memory.Read<byte>(0xffff));
+    }
+
     [Theory]
     [InlineData(0xffff, 2)]
     [InlineData(0x10000, 1)]

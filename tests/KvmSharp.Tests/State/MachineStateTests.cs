@@ -56,6 +56,39 @@ public sealed class MachineStateTests
     }
 
     [Fact]
+    public async Task MachineMayBeDisposedWhileItsStateIsTaken()
+    {
+        for (var i = 0; i < 10; i++)
+        {
+            var machine = CreatePc();
+            var taken = new TaskCompletionSource();
+            void TakeForEver()
+            {
+                while (true)
+                {
+                    machine.VirtualMachine.ComputeStateHash();
+                    taken.TrySetResult();
+                }
+            }
+            var taking = Task.Run((Action)TakeForEver);
+            await Task.WhenAny(taken.Task, taking);
+            machine.Dispose();
+            await Assert.ThrowsAnyAsync<InvalidOperationException>(() => taking); // of which ObjectDisposedException is one
+        }
+    }
+
+    [Fact]
+    public void StateWithAPartTwiceIsDamaged()
+    {
+        using var machine = CreatePc();
+        var state = machine.VirtualMachine.SaveState();
+        var stream = new MemoryStream();
+        new MachineState([.. state.Sections, state.Sections[^1]]).Save(stream);
+        stream.Position = 0;
+        Assert.Throws<MachineStateException>(() => machine.VirtualMachine.LoadState(stream));
+    }
+
+    [Fact]
     public void InterruptLinesKeepTheirLevels()
     {
         using var first = CreatePc();

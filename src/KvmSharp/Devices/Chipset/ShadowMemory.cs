@@ -117,8 +117,11 @@ internal sealed class ShadowMemory : IIoDevice, IDeviceState, IDisposable
     /// <inheritdoc/>
     public void Dispose()
     {
-        _ram.Dispose();
-        _rom.Dispose();
+        lock (_lock)
+        {
+            _ram.Dispose();
+            _rom.Dispose();
+        }
     }
 
     // Adjacent segments of one kind share a slot. What stays as it is keeps its slot: other processors may run there.

@@ -27,7 +27,8 @@ public sealed unsafe partial class VgaAdapter
         }
     }
 
-    private bool IsVbe => (_vbe[VbeEnable] & VbeEnabled) != 0;
+    // Switched on without a size it shows nothing.
+    private bool IsVbe => (_vbe[VbeEnable] & VbeEnabled) != 0 && _vbe[VbeWidth] != 0 && _vbe[VbeHeight] != 0;
 
     private bool IsTextModeLocked => !IsVbe && (_graphics[Miscellaneous] & IsGraphics) == 0 && _crtc[HorizontalDisplayEnd] != 0;
 
@@ -150,7 +151,7 @@ public sealed unsafe partial class VgaAdapter
         {
             width /= 2;
         }
-        return RenderPlanes(width, ScanLines / RepeatedLines);
+        return RenderPlanes(width, Math.Max(ScanLines / RepeatedLines, 1));
     }
 
     // Rows that only repeat the one above are left out, unless the row scan counter takes part in the address.

@@ -80,6 +80,7 @@ public sealed class VirtioBalloon : VirtioDevice
     private readonly VirtqueueChain _statisticsChain = new();
     private readonly byte[] _pages = new byte[4096];
     private TaskCompletionSource<IReadOnlyDictionary<BalloonStatistic, ulong>>? _request;
+    private bool _isDisposed;
 
     // State
     private uint _target; // pages
@@ -120,6 +121,7 @@ public sealed class VirtioBalloon : VirtioDevice
         base.Dispose(disposing);
         lock (DeviceLock)
         {
+            _isDisposed = true;
             _request?.TrySetCanceled();
             _request = null;
         }
@@ -136,11 +138,13 @@ public sealed class VirtioBalloon : VirtioDevice
     /// <summary>Asks the guest about its memory. One question at a time; a second one gets the first one's answer.</summary>
     /// <param name="cancellationToken">Ends the waiting, for a guest that does not answer.</param>
     /// <returns>What the guest told; guests leave some values out.</returns>
+    /// <exception cref="ObjectDisposedException">The balloon has been disposed, with its machine for example.</exception>
     public Task<IReadOnlyDictionary<BalloonStatistic, ulong>> GetStatisticsAsync(CancellationToken cancellationToken = default)
     {
         Task<IReadOnlyDictionary<BalloonStatistic, ulong>> task;
         lock (DeviceLock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             _request ??= new TaskCompletionSource<IReadOnlyDictionary<BalloonStatistic, ulong>>(TaskCreationOptions.RunContinuationsAsynchronously);
             task = _request.Task;
         }

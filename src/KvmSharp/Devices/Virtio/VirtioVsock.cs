@@ -92,6 +92,7 @@ public sealed partial class VirtioVsock : VirtioDevice
     private readonly Dictionary<uint, VsockListener> _listeners = [];
     private readonly Queue<(uint Host, uint Guest, Operation Operation, uint Flags)> _pending = new();
     private uint _nextPort = FirstOwnPort;
+    private bool _isDisposed;
 
     // State
     private bool _resetEventDue;
@@ -115,10 +116,12 @@ public sealed partial class VirtioVsock : VirtioDevice
     /// <summary>Accepts connections of the guest to a port of the host.</summary>
     /// <param name="port">The port.</param>
     /// <exception cref="KvmSharpException">Somebody listens there already.</exception>
+    /// <exception cref="ObjectDisposedException">The device has been disposed, with its machine for example.</exception>
     public VsockListener Listen(uint port)
     {
         lock (DeviceLock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             var listener = new VsockListener(this, port);
             return _listeners.TryAdd(port, listener) ? listener
                 : throw new KvmSharpException(KvmSharpErrorCode.AlreadyExists, $"Somebody listens at socket port {port} already.");
@@ -129,11 +132,13 @@ public sealed partial class VirtioVsock : VirtioDevice
     /// <param name="port">The port.</param>
     /// <param name="cancellationToken">Gives the attempt up, for a guest that does not answer.</param>
     /// <exception cref="IOException">Nobody listens there, or the guest has no driver for sockets.</exception>
+    /// <exception cref="ObjectDisposedException">The device has been disposed, with its machine for example.</exception>
     public async Task<VsockStream> ConnectAsync(uint port, CancellationToken cancellationToken = default)
     {
         VsockStream stream;
         lock (DeviceLock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             if (!IsDriverReady || _connections.Count >= ConnectionsMax)
             {
                 throw new IOException("The guest has no driver for sockets, or too many connections.");
@@ -177,6 +182,7 @@ public sealed partial class VirtioVsock : VirtioDevice
         VsockListener[] listeners;
         lock (DeviceLock)
         {
+            _isDisposed = true;
             BreakAll();
             listeners = [.. _listeners.Values];
             _listeners.Clear();

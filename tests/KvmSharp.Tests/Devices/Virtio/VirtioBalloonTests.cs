@@ -74,6 +74,7 @@ public sealed class VirtioBalloonTests
         driver.RunTimers();
         balloon.Dispose();
         await Assert.ThrowsAnyAsync<OperationCanceledException>(() => second.WaitAsync(TimeSpan.FromSeconds(60)));
+        Assert.Throws<ObjectDisposedException>(() => { _ = balloon.GetStatisticsAsync(); }); // nobody would answer
     }
 
     [Theory]

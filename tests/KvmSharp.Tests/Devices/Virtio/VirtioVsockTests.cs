@@ -61,6 +61,15 @@ public sealed class VirtioVsockTests
     }
 
     [Fact]
+    public async Task NothingIsWaitedForAfterTheEnd()
+    {
+        using var bench = new Bench();
+        bench.Device.Dispose();
+        await Assert.ThrowsAsync<ObjectDisposedException>(() => bench.Device.ConnectAsync(80).WaitAsync(Limit));
+        Assert.Throws<ObjectDisposedException>(() => bench.Device.Listen(80));
+    }
+
+    [Fact]
     public async Task RefusalsReachBothSides()
     {
         using var bench = new Bench();
