@@ -19,7 +19,7 @@ static bool replay_take(struct kvs_vcpu *c, bool is_port, uint64_t addr, uint32_
     return true;
 }
 
-static int exit_internal_error(struct kvs_vcpu *c)
+int iobus_internal_error(struct kvs_vcpu *c)
 {
     c->run->exit_reason = KVS_EXIT_INTERNAL_ERROR;
     memset(&c->run->internal, 0, sizeof c->run->internal);
@@ -59,7 +59,7 @@ static void exit_io(struct kvs_vcpu *c, uint16_t port, uint32_t data, uint32_t s
 static int wait_for_read(struct kvs_vcpu *c, bool is_port, uint64_t addr, uint32_t size)
 {
     /* More reads than any instruction makes. */
-    if (UNLIKELY(c->replay_count >= REPLAY_MAX)) return exit_internal_error(c);
+    if (UNLIKELY(c->replay_count >= REPLAY_MAX)) return iobus_internal_error(c);
     /* The instruction starts over, and so do its writes; those of earlier ones have left already. */
     c->write_count = c->write_pos = 0;
     c->io_read.active = true;

@@ -107,6 +107,8 @@ int iobus_mmio_read(struct kvs_vcpu *c, uint64_t gpa, void *data, uint32_t size)
 int iobus_mmio_write(struct kvs_vcpu *c, uint64_t gpa, const void *data, uint32_t size); /* queues; always ST_OK */
 int iobus_port_read(struct kvs_vcpu *c, uint16_t port, uint32_t *data, uint32_t size);
 int iobus_port_write(struct kvs_vcpu *c, uint16_t port, uint32_t data, uint32_t size); /* ST_OK or ST_EXIT_DONE */
+/* Something that no device can answer, at c->rip: KVS_EXIT_INTERNAL_ERROR. Returns ST_EXIT. */
+int iobus_internal_error(struct kvs_vcpu *c);
 /* Before re-entering guest code: completes the exit that the host has answered. */
 void iobus_complete_exit(struct kvs_vcpu *c);
 /* After an instruction: pushes queued writes out. True: the run block holds an exit. */

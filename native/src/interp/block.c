@@ -411,7 +411,6 @@ restart:;
     b->host = host;
     b->crosses = bd.crosses;
     memcpy(b->code, bd.code, sizeof b->code);
-    b->ram = ram;
     b->mode = mode;
     b->off = off;
     b->bytes = (uint16_t)bd.bytes;

@@ -207,7 +207,6 @@ void rsp_add(struct kvs_vcpu *c, int64_t delta); /* by the stack width */
 struct block {
     struct block *hash_next, *page_next;
     const uint8_t *host;      /* of the first byte: the key, with mode */
-    struct kvs_ram *ram;
     uint32_t mode;
     uint16_t off;             /* of the first byte in its page */
     uint16_t bytes;

@@ -353,16 +353,6 @@ OPX(bound)
     return out ? raise_vector(c, EXC_BR) : ST_OK;
 }
 
-static void compare(struct kvs_vcpu *c, uint32_t size, uint64_t a, uint64_t b)
-{
-    switch (size) {
-    case 1: sem_cmp8(&c->fl, (uint8_t)a, (uint8_t)b); break;
-    case 2: sem_cmp16(&c->fl, (uint16_t)a, (uint16_t)b); break;
-    case 4: sem_cmp32(&c->fl, (uint32_t)a, (uint32_t)b); break;
-    default: sem_cmp64(&c->fl, a, b); break;
-    }
-}
-
 static uint64_t compare_exchange(void *p, uint32_t size, uint64_t expected, uint64_t desired)
 {
     switch (size) {
@@ -410,7 +400,7 @@ OPX(cmpxchg)
             vrmw_end(c);
         }
     }
-    compare(c, size, acc, old);
+    sem_cmp(&c->fl, size, acc, old);
     if (old != acc) reg_set(c, RAX, size, old);
     return ST_OK;
 }

@@ -164,15 +164,6 @@ OPX(lods)
     return ST_OK;
 }
 
-static void compare(struct kvs_vcpu *c, uint32_t size, uint64_t a, uint64_t b)
-{
-    switch (size) {
-    case 1: sem_cmp8(&c->fl, (uint8_t)a, (uint8_t)b); break;
-    case 2: sem_cmp16(&c->fl, (uint16_t)a, (uint16_t)b); break;
-    case 4: sem_cmp32(&c->fl, (uint32_t)a, (uint32_t)b); break;
-    default: sem_cmp64(&c->fl, a, b); break;
-    }
-}
 /* REPE stops at a difference, REPNE at a match. */
 static inline bool search_ends(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
@@ -190,7 +181,7 @@ OPX(cmps)
         int st = vread(c, source_seg(i), reg_get(c, RSI, asize), &a, size);
         if (st == ST_OK) st = vread(c, SEG_ES, reg_get(c, RDI, asize), &b, size);
         if (st != ST_OK) return st;
-        compare(c, size, a, b);
+        sem_cmp(&c->fl, size, a, b);
         reg_add(c, i, RSI, step);
         reg_add(c, i, RDI, step);
         if (!rep) break;
@@ -212,7 +203,7 @@ OPX(scas)
         if (count == 0) break;
         int st = vread(c, SEG_ES, reg_get(c, RDI, asize), &b, size);
         if (st != ST_OK) return st;
-        compare(c, size, reg_get(c, RAX, size), b);
+        sem_cmp(&c->fl, size, reg_get(c, RAX, size), b);
         reg_add(c, i, RDI, step);
         if (!rep) break;
         reg_add(c, i, RCX, -1);

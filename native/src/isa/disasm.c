@@ -1,5 +1,5 @@
 /*
- * Struct decoded to text, in Intel syntax and in GNU objdump's habits: sizes on every memory operand,
+ * Struct decoded to text, in Intel syntax as GNU objdump -M intel prints it: sizes on every memory operand,
  * prefixes that mean nothing printed by name, pseudo-operations for comparison predicates.
  */
 #include "isa.h"
@@ -451,19 +451,6 @@ static void operands(struct text *t, uint32_t drop)
 
 struct prefix_list { uint8_t b[16]; uint32_t n; };
 
-/* Prefixes in an order of our own, for a caller who has not kept the bytes. */
-static void usual_order(const struct decoded *d, struct prefix_list *p)
-{
-    static const uint8_t segs[6] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65 };
-    p->n = 0;
-    if (d->lock) p->b[p->n++] = 0xf0;
-    if (d->rep) p->b[p->n++] = d->rep;
-    if (d->seg_override) p->b[p->n++] = segs[d->seg];
-    if (d->opsize66) p->b[p->n++] = 0x66;
-    if (d->addr67) p->b[p->n++] = 0x67;
-    if (d->rex && !d->vex && !d->evex) p->b[p->n++] = d->rex;
-}
-
 static const char *rep_name(const struct text *t, uint8_t b)
 {
     const struct decoded *d = t->d;
@@ -514,12 +501,11 @@ static void put_prefixes(struct text *t, const struct prefix_list *p)
     }
 }
 
-static uint32_t format(const struct decoded *d, uint64_t rip, const struct prefix_list *p, char *out, uint32_t size)
+static void format(const struct decoded *d, uint64_t rip, const struct prefix_list *p, char *out, uint32_t size)
 {
     char body[128] = "", name[32];
     struct text t = { .d = d, .row = &isa_row[d->row], .rip = rip, .bits = d->bits, .out = body, .size = sizeof body };
     uint32_t drop;
-    if (!size) return 0;
     mnemonic(&t, name, &drop);
     pseudo_operation(&t, name, &drop);
     operands(&t, drop);
@@ -532,14 +518,6 @@ static uint32_t format(const struct decoded *d, uint64_t rip, const struct prefi
     if (body_length) put(&t, t.length ? "%s %s" : "%-6s %s", name, body);
     else put(&t, "%s", name);
     if (t.comment) put(&t, "        # 0x%llx", (unsigned long long)t.comment_value);
-    return t.length;
-}
-
-uint32_t disassemble(const struct decoded *d, uint64_t rip, char *text, uint32_t size)
-{
-    struct prefix_list p;
-    usual_order(d, &p);
-    return format(d, rip, &p, text, size);
 }
 
 int32_t kvs_disassemble(const uint8_t *bytes, uint32_t count, uint32_t bits, uint64_t rip, char *text, uint32_t text_size)

@@ -204,7 +204,7 @@ struct decoded {
     uint16_t imm2;           /* selector of a far pointer, ENTER's level */
     uint8_t cond;            /* low nibble of the opcode, for Jcc, SETcc, CMOVcc */
     bool vex, evex;
-    uint8_t vvvv, vl, vw, vex_pp, evex_aaa; bool evex_b, evex_z; /* vw: VEX.W, also where rex leaves it out; vex_pp: NP ... */
+    uint8_t vvvv, vl, vw, vex_pp; /* vw: VEX.W, also where rex leaves it out; vex_pp: NP ... */
 };
 
 /* decode.c. bits: 16, 32 or 64. Returns DECODE_... ; on OK d->length is set.
@@ -214,7 +214,5 @@ enum { DECODE_OK, DECODE_UD, DECODE_MORE, DECODE_LONG };
 int decode(const uint8_t *p, uint32_t count, uint32_t bits, bool protected_mode, uint64_t features, struct decoded *d);
 /* Size in bytes of operand k of d (memory or register); 0 where it has none. */
 uint32_t operand_size(const struct decoded *d, int k);
-/* disasm.c: Intel syntax as GNU objdump -M intel prints it. Returns the text length. */
-uint32_t disassemble(const struct decoded *d, uint64_t rip, char *text, uint32_t size);
 
 #endif

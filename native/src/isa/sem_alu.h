@@ -258,6 +258,17 @@ static inline bool sem_idiv64(uint64_t lo, uint64_t hi, uint64_t b, uint64_t *q,
     return true;
 }
 
+/* By size in bytes. */
+static inline void sem_cmp(uint16_t *fl, uint32_t size, uint64_t a, uint64_t b)
+{
+    switch (size) {
+    case 1: sem_cmp8(fl, (uint8_t)a, (uint8_t)b); break;
+    case 2: sem_cmp16(fl, (uint16_t)a, (uint16_t)b); break;
+    case 4: sem_cmp32(fl, (uint32_t)a, (uint32_t)b); break;
+    default: sem_cmp64(fl, a, b); break;
+    }
+}
+
 /* Conditions, by the low opcode nibble. SDM 1 "Condition Codes" */
 static inline bool cond_test(uint16_t fl, uint32_t cond)
 {

@@ -216,16 +216,6 @@ int vwrite(struct kvs_vcpu *c, uint32_t seg, uint64_t off, const void *data, uin
     return UNLIKELY(st) ? st : lwrite(c, la, data, size, LA_USER_RULES);
 }
 
-static int fetch_outside_memory(struct kvs_vcpu *c)
-{
-    c->run->exit_reason = KVS_EXIT_INTERNAL_ERROR;
-    memset(&c->run->internal, 0, sizeof c->run->internal);
-    c->run->internal.suberror = KVS_INTERNAL_ERROR_EMULATION;
-    c->run->internal.ndata = 4;
-    c->run->internal.data[0] = c->rip;
-    return ST_EXIT;
-}
-
 static struct kvs_ram *ram_of_host(const struct memslots *m, const uint8_t *host)
 {
     for (uint32_t n = 0; m && n < m->count; n++)
@@ -249,7 +239,7 @@ const uint8_t *mmu_fetch(struct kvs_vcpu *c, uint64_t la, struct kvs_ram **ram, 
     struct memslot *s;
     host = gpa_to_host(vcpu_slots(c), t.gpa, &left, &s);
     if (!host) {
-        *st = fetch_outside_memory(c);
+        *st = iobus_internal_error(c);
         return NULL;
     }
     if (ram) *ram = s->ram;

@@ -145,9 +145,3 @@ void segments_changed(struct kvs_vcpu *c)
     c->gpr[GPR_GSBASE] = c->seg[SEG_GS].base;
     vcpu_update_mode(c);
 }
-
-void set_cpl(struct kvs_vcpu *c, uint8_t cpl)
-{
-    c->cpl = cpl;
-    vcpu_update_mode(c);
-}

@@ -34,7 +34,6 @@ struct descriptor { uint64_t base; uint32_t limit; uint32_t attr; uint64_t la; u
 int descriptor_read(struct kvs_vcpu *c, uint16_t sel, struct descriptor *d);
 int load_segment(struct kvs_vcpu *c, uint32_t seg, uint16_t sel);  /* MOV Sreg, POP Sreg, LxS */
 void load_segment_real(struct kvs_vcpu *c, uint32_t seg, uint16_t sel);
-void set_cpl(struct kvs_vcpu *c, uint8_t cpl);
 /* Segment register was changed by any means: refresh gpr[GPR_FSBASE/GSBASE] and the mode. */
 void segments_changed(struct kvs_vcpu *c);
 
