@@ -60,7 +60,7 @@ void vcpu_update_mode(struct kvs_vcpu *c)
     c->mode = m;
     vcpu_update_linear(c);
     c->jc_key = (c->jc_key & ~0xffffull) | m;
-    c->tlb = &c->tlb_classes[tlb_class_of(c)];
+    tlb_select(c, tlb_class_of(c));
 }
 
 void vcpu_request(struct kvs_vcpu *c, uint32_t req)

@@ -52,6 +52,16 @@ struct tlb_class {
     uint64_t large[64], huge;
 };
 
+/*
+ * Translated code (jit/) looks here first: each of its memory operands has a slot of its own, picked when it
+ * was translated, by rights and access kind. A hit is (la ^ tag) < bound; an empty slot has bound 0. Every
+ * change of the soft TLB that takes something away empties them; slots_log names the filled ones.
+ */
+struct tlb_slot { uint64_t tag, addend, bound, pad; };
+#define SLOT_BOUND (PAGE_SIZE - 31) /* for sizes up to 32; what starts behind goes to the soft TLB */
+#define SLOT_COUNT 256u
+#define SLOT_LOG_SIZE 256u
+
 /* Key of decoded code: everything that decoding and the choice of handlers depend on. */
 enum {
     MODE_16 = 0, MODE_32 = 1, MODE_64 = 2, MODE_SIZE = 3,
@@ -255,6 +265,10 @@ struct kvs_vcpu {
     uint32_t trace_size, trace_head, trace_count;
     uint32_t saved_host_mxcsr;
     struct tlb_class *tlb_classes; /* [TLB_CLASSES] */
+    uint32_t slots_logged;   /* > SLOT_LOG_SIZE: overflowed */
+    uint32_t slots_before_ac; /* slots_logged when the class became TLB_SUPER_AC */
+    uint32_t slots_log[SLOT_LOG_SIZE]; /* offsets in this structure */
+    _Alignas(64) struct tlb_slot slots[2][2][SLOT_COUNT]; /* [CPL 3][TLB_R, TLB_W] */
 };
 
 /* ---- flags ---- */

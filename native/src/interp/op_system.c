@@ -411,7 +411,7 @@ static int set_ac(struct kvs_vcpu *c, bool on)
     /* At CPL 0 AC decides nothing but which soft TLB class serves. */
     if (on) c->eflags |= FLAG_AC;
     else c->eflags &= ~FLAG_AC;
-    c->tlb = &c->tlb_classes[on ? TLB_SUPER_AC : TLB_SUPER];
+    tlb_select(c, on ? TLB_SUPER_AC : TLB_SUPER);
     return ST_OK;
 }
 OPX(clac) { return set_ac(c, false); }

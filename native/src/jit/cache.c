@@ -131,6 +131,58 @@ int jit_make_thunks(struct kvs_vcpu *c)
     j->simd_load = HERE();
     vectors(&e, false);
     e_op(&e, 0xff, 4, rm_reg(H_R12));
+    /* Fills the slot at R12 from the soft TLB; RCX is the address xor its tag, and the same again on return. */
+    for (int kind = 0; kind < 2; kind++) {
+        const int32_t tag = (int32_t)(kind * TLB_SIZE * sizeof(struct tlb_entry)) + (int32_t)offsetof(struct tlb_class, e);
+        const struct rm logged = CPU(slots_logged);
+        _Static_assert(sizeof(struct tlb_entry) == 16 && offsetof(struct tlb_entry, tag) == 0, "the index is scaled by shifts");
+        j->refill[kind] = HERE();
+        e_op(&e, 0xff, 6, rm_reg(H_RAX));
+        e_op(&e, 0x33 | OPC_W, H_RCX, rm_mem(H_R12, offsetof(struct tlb_slot, tag)));
+        e_op(&e, 0x89, H_RCX, rm_reg(H_RAX));
+        e_op(&e, 0xc1, 5, rm_reg(H_RAX)); /* page number times 16 */
+        e8(&e, PAGE_SHIFT - 4);
+        e_op(&e, 0x81, 4, rm_reg(H_RAX));
+        e32(&e, (TLB_SIZE - 1) << 4);
+        e_op(&e, 0x03 | OPC_W, H_RAX, CPU(tlb));
+        e_op(&e, 0x33 | OPC_W, H_RCX, rm_mem(H_RAX, tag));
+        e_op(&e, 0x81 | OPC_W, 7, rm_reg(H_RCX));
+        e32(&e, PAGE_SIZE);
+        uint8_t *miss = e_jcc(&e, CC_AE);
+        e_op(&e, 0xff, 6, rm_reg(H_RDX));
+        e_load(&e, 8, H_RDX, rm_mem(H_RAX, tag));
+        e_store(&e, 8, rm_mem(H_R12, offsetof(struct tlb_slot, tag)), H_RDX);
+        e_load(&e, 8, H_RDX, rm_mem(H_RAX, tag + (int32_t)offsetof(struct tlb_entry, addend)));
+        e_store(&e, 8, rm_mem(H_R12, offsetof(struct tlb_slot, addend)), H_RDX);
+        /* Logged when it was empty, and under AC, whose translations go when AC does. */
+        e_mov_imm(&e, H_RAX, TLB_SUPER_AC * sizeof(struct tlb_class));
+        e_op(&e, 0x03 | OPC_W, H_RAX, CPU(tlb_classes));
+        e_op(&e, 0x3b | OPC_W, H_RAX, CPU(tlb));
+        uint8_t *ac = e_jcc(&e, CC_E);
+        e_op(&e, 0x83 | OPC_W, 7, rm_mem(H_R12, offsetof(struct tlb_slot, bound)));
+        e8(&e, 0);
+        uint8_t *filled = e_jcc(&e, CC_NE);
+        e_land(&e, ac);
+        e_op(&e, 0xc7 | OPC_W, 0, rm_mem(H_R12, offsetof(struct tlb_slot, bound)));
+        e32(&e, SLOT_BOUND);
+        e_load(&e, 4, H_RDX, logged);
+        e_op(&e, 0x81, 7, rm_reg(H_RDX));
+        e32(&e, SLOT_LOG_SIZE);
+        uint8_t *overflow = e_jcc(&e, CC_A);
+        e_lea(&e, H_RAX, rm_mem(H_RDX, 1));
+        e_store(&e, 4, logged, H_RAX);
+        uint8_t *full = e_jcc(&e, CC_E);
+        e_mov(&e, H_RAX, H_R12);
+        e_op(&e, 0x2b | OPC_W, H_RAX, rm_reg(H_CPU));
+        e_store(&e, 4, rm_sib(H_CPU, H_RDX, 2, offsetof(struct kvs_vcpu, slots_log)), H_RAX);
+        e_land(&e, filled);
+        e_land(&e, overflow);
+        e_land(&e, full);
+        e_op(&e, 0x8f, 0, rm_reg(H_RDX));
+        e_land(&e, miss);
+        e_op(&e, 0x8f, 0, rm_reg(H_RAX));
+        e8(&e, 0xc3);
+    }
     /* To the block at linear address RCX, through the jump cache. */
     _Static_assert(sizeof(struct jc_entry) == 32 && JC_BITS == 12, "the thunk knows the jump cache");
     j->dispatch = HERE();

@@ -155,6 +155,17 @@ static inline void e_jmp_to(struct emit *e, const uint8_t *target)
     e8(e, 0xe9);
     e32(e, (uint32_t)(target - (e->p + 4)));
 }
+static inline void e_jcc_to(struct emit *e, uint32_t cond, const uint8_t *target)
+{
+    e8(e, 0x0f);
+    e8(e, 0x80 | cond);
+    e32(e, (uint32_t)(target - (e->p + 4)));
+}
+static inline void e_call_to(struct emit *e, const uint8_t *target)
+{
+    e8(e, 0xe8);
+    e32(e, (uint32_t)(target - (e->p + 4)));
+}
 enum { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A, CC_S, CC_NS, CC_P, CC_NP, CC_L, CC_GE, CC_LE, CC_G };
 
 #endif

@@ -27,6 +27,8 @@ struct jit {
     struct trans *trans;  /* work space */
     /* thunks, in the executable view */
     const uint8_t *enter, *resume, *resume_simd, *out, *out_abs, *dispatch, *simd_load;
+    const uint8_t *refill[2]; /* TLB_R, TLB_W */
+    uint32_t next_slot[2][2]; /* as kvs_vcpu.slots */
 };
 #define JIT_CODE_SIZE (32u << 20)
 #define JIT_POOL_SIZE ((16u << 20) / sizeof(struct kvs_insn))
@@ -80,6 +82,12 @@ struct cold {
     enum { COLD_INSN, COLD_BRANCH } what;
     struct flag_state before, after;
     uint8_t *back;            /* COLD_INSN: where to go on; NULL: does not come back */
+    struct {
+        uint8_t *site, *back; /* of a memory operand whose slot does not hit; NULL: none */
+        int32_t slot;         /* from the vCPU */
+        uint32_t size;
+        int kind;
+    } miss;
 };
 
 #define JIT_INSNS (2 * MAX_INSNS)

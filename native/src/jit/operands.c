@@ -1,6 +1,5 @@
 /* Registers and memory operands of a block being translated. */
 #include "jit_int.h"
-#include "../mmu/mmu.h"
 
 const uint8_t *to_rx(const struct trans *t, const uint8_t *rw) { return t->j->rx + (rw - t->j->rw); }
 
@@ -76,16 +75,20 @@ void ea_load(struct trans *t, struct ea a, uint32_t dst)
 }
 
 /* ---- cold paths ---- */
-void cold_add(struct trans *t, uint32_t k, uint8_t *site)
+static struct cold *cold_of(struct trans *t, uint32_t k)
 {
     struct cold *c = t->colds ? &t->cold[t->colds - 1] : NULL;
-    if (c && c->what == COLD_INSN && c->k == k) {
-        c->site[c->sites++] = site;
-        return;
-    }
+    if (c && c->what == COLD_INSN && c->k == k) return c;
     c = &t->cold[t->colds++];
-    *c = (struct cold){ .k = k, .what = COLD_INSN, .before = t->fl, .site = { site }, .sites = 1 };
+    *c = (struct cold){ .k = k, .what = COLD_INSN, .before = t->fl };
     c->before.host = false; /* the check has clobbered them */
+    return c;
+}
+
+void cold_add(struct trans *t, uint32_t k, uint8_t *site)
+{
+    struct cold *c = cold_of(t, k);
+    c->site[c->sites++] = site;
 }
 
 void cold_here(struct trans *t, uint32_t k)
@@ -96,39 +99,58 @@ void cold_here(struct trans *t, uint32_t k)
     c->after = t->fl;
 }
 
+/* Sites share slots when there are more of them: those translated one after the other do not. */
+static int32_t slot_take(struct trans *t, int kind)
+{
+    uint32_t user = (t->b->mode & MODE_USER) != 0;
+    uint32_t n = t->j->next_slot[user][kind]++ % SLOT_COUNT;
+    return (int32_t)(offsetof(struct kvs_vcpu, slots) + ((user * 2 + (uint32_t)kind) * SLOT_COUNT + n) * sizeof(struct tlb_slot));
+}
+
 struct rm access_at(struct trans *t, uint32_t k, struct ea a, int kind, uint32_t size, uint32_t align)
 {
     struct emit *e = &t->e;
-    const int32_t tag = (int32_t)(kind * TLB_SIZE * sizeof(struct tlb_entry)) + (int32_t)offsetof(struct tlb_class, e);
-    const int32_t addend = tag + (int32_t)offsetof(struct tlb_entry, addend);
-    _Static_assert(sizeof(struct tlb_entry) == 16 && offsetof(struct tlb_entry, tag) == 0, "the index is scaled by shifts");
+    int32_t slot = slot_take(t, kind);
+    struct rm tag = rm_mem(H_CPU, slot + (int32_t)offsetof(struct tlb_slot, tag));
+    struct rm addend = rm_mem(H_CPU, slot + (int32_t)offsetof(struct tlb_slot, addend));
     ea_load(t, a, H_RCX);
     if (align) {
         e_op(e, 0xf6 | OPC_BYTE, 0, rm_reg(H_RCX));
         e8(e, align);
         cold_add(t, k, e_jcc(e, CC_NE));
     }
-    e_op(e, 0x89, H_RCX, rm_reg(H_R12));
-    e_op(e, 0xc1, 5, rm_reg(H_R12)); /* page number times 16 */
-    e8(e, PAGE_SHIFT - 4);
-    e_op(e, 0x81, 4, rm_reg(H_R12));
-    e32(e, (TLB_SIZE - 1) << 4);
-    e_op(e, 0x03 | OPC_W, H_R12, CPU(tlb));
-    e_op(e, 0x33 | OPC_W, H_RCX, rm_mem(H_R12, tag));
-    e_op(e, 0x81 | OPC_W, 7, rm_reg(H_RCX));
-    e32(e, PAGE_SIZE - size);
-    cold_add(t, k, e_jcc(e, CC_A));
+    e_op(e, 0x33 | OPC_W, H_RCX, tag);
+    e_op(e, 0x3b | OPC_W, H_RCX, rm_mem(H_CPU, slot + (int32_t)offsetof(struct tlb_slot, bound)));
+    struct cold *c = cold_of(t, k);
+    c->miss.site = e_jcc(e, CC_AE);
+    c->miss.back = e->p;
+    c->miss.slot = slot;
+    c->miss.size = size;
+    c->miss.kind = kind;
     t->fl.host = false;
-    if (a.base != GPR_ZERO && a.index == GPR_ZERO && jit_host_of[a.base] != H_NONE) {
-        e_load(e, 8, H_R12, rm_mem(H_R12, addend));
-        t->free = H_RCX;
-        return rm_sib(jit_host_of[a.base], H_R12, 0, a.disp);
+    if (in_memory(a.base) || in_memory(a.index)) {
+        e_op(e, 0x33 | OPC_W, H_RCX, tag); /* the linear address again */
+        e_op(e, 0x03 | OPC_W, H_RCX, addend);
+        t->free = H_R12;
+        return rm_mem(H_RCX, 0);
     }
-    if (in_memory(a.base) || in_memory(a.index)) e_op(e, 0x33 | OPC_W, H_RCX, rm_mem(H_R12, tag));
-    else ea_load(t, a, H_RCX);
-    e_op(e, 0x03 | OPC_W, H_RCX, rm_mem(H_R12, addend));
-    t->free = H_R12;
-    return rm_mem(H_RCX, 0);
+    e_load(e, 8, H_R12, addend);
+    t->free = H_RCX;
+    if (a.index == GPR_ZERO) return a.base == GPR_ZERO ? rm_mem(H_R12, a.disp) : rm_sib(jit_host_of[a.base], H_R12, 0, a.disp);
+    if (a.base != GPR_ZERO) e_op(e, 0x03 | OPC_W, H_R12, rm_reg(jit_host_of[a.base]));
+    return rm_sib(H_R12, jit_host_of[a.index], a.scale, a.disp);
+}
+
+/* The soft TLB, and if that does not know the page either, or the operand leaves it, the handler. */
+static void miss_emit(struct trans *t, const struct cold *c)
+{
+    struct emit *e = &t->e;
+    e_land(e, c->miss.site);
+    e_lea(e, H_R12, rm_mem(H_CPU, c->miss.slot));
+    e_call_to(e, t->j->rw + (t->j->refill[c->miss.kind] - t->j->rx));
+    e_op(e, 0x81 | OPC_W, 7, rm_reg(H_RCX));
+    e32(e, PAGE_SIZE - c->miss.size);
+    e_jcc_to(e, CC_BE, c->miss.back);
 }
 
 void cold_emit(struct trans *t)
@@ -138,6 +160,7 @@ void cold_emit(struct trans *t)
     const struct block *b = t->b;
     for (uint32_t n = 0; n < t->colds && !t->failed; n++) {
         struct cold *c = &t->cold[n];
+        if (c->miss.site) miss_emit(t, c);
         for (uint32_t s = 0; s < c->sites; s++) e_land(e, c->site[s]);
         t->fl = c->before;
         if (c->what == COLD_BRANCH) {

@@ -16,6 +16,17 @@ static ALWAYS_INLINE uint8_t *tlb_probe(const struct kvs_vcpu *c, int kind, uint
 
 static inline bool tlb_class_is_user(uint32_t k) { return k == TLB_USER || k == TLB_USER32; }
 void tlb_init(struct kvs_vcpu *c);
+/* Empties the slots that were filled when slots_logged was at least from. */
+void slots_flush(struct kvs_vcpu *c, uint32_t from);
+/* Makes this class the current one. Supervisor code uses the same slots with and without AC: what AC let in goes. */
+static inline void tlb_select(struct kvs_vcpu *c, uint32_t class)
+{
+    struct tlb_class *k = &c->tlb_classes[class], *ac = &c->tlb_classes[TLB_SUPER_AC];
+    if (k == c->tlb) return;
+    if (k == ac) c->slots_before_ac = c->slots_logged;
+    if (c->tlb == ac && (c->slots_logged != c->slots_before_ac || c->slots_logged > SLOT_LOG_SIZE)) slots_flush(c, c->slots_before_ac);
+    c->tlb = k;
+}
 void tlb_flush_all(struct kvs_vcpu *c);        /* global pages too */
 void tlb_flush_nonglobal(struct kvs_vcpu *c);  /* MOV to CR3 */
 void tlb_flush_page(struct kvs_vcpu *c, uint64_t la); /* INVLPG: every class */

@@ -33,8 +33,22 @@ static void kind_flush(struct tlb_class *k, int kind)
     log_clear(k, kind, 1);
 }
 
+void slots_flush(struct kvs_vcpu *c, uint32_t from)
+{
+    if (from > SLOT_LOG_SIZE || c->slots_logged > SLOT_LOG_SIZE) {
+        struct tlb_slot *slot = &c->slots[0][0][0];
+        for (uint32_t n = 0; n < sizeof c->slots / sizeof *slot; n++) slot[n].bound = 0;
+        c->slots_logged = c->slots_before_ac = 0;
+        return;
+    }
+    for (uint32_t n = from; n < c->slots_logged; n++) ((struct tlb_slot *)(void *)((uint8_t *)c + c->slots_log[n]))->bound = 0;
+    c->slots_logged = from;
+    if (c->slots_before_ac > from) c->slots_before_ac = from;
+}
+
 void tlb_init(struct kvs_vcpu *c)
 {
+    slots_flush(c, 0);
     for (int k = 0; k < TLB_CLASSES; k++) {
         struct tlb_class *tc = &c->tlb_classes[k];
         for (int kind = 0; kind < TLB_KINDS; kind++) kind_clear(tc, kind);
@@ -46,6 +60,7 @@ void tlb_init(struct kvs_vcpu *c)
 
 void tlb_flush_all(struct kvs_vcpu *c)
 {
+    slots_flush(c, 0);
     for (int k = 0; k < TLB_CLASSES; k++) {
         struct tlb_class *tc = &c->tlb_classes[k];
         for (int kind = 0; kind < TLB_KINDS; kind++) kind_flush(tc, kind);
@@ -58,6 +73,7 @@ void tlb_flush_all(struct kvs_vcpu *c)
 
 void tlb_flush_nonglobal(struct kvs_vcpu *c)
 {
+    slots_flush(c, 0);
     for (int k = 0; k < TLB_CLASSES; k++) {
         struct tlb_class *tc = &c->tlb_classes[k];
         for (int kind = 0; kind < TLB_KINDS; kind++) {
@@ -72,6 +88,7 @@ void tlb_flush_nonglobal(struct kvs_vcpu *c)
 
 void tlb_flush_writes(struct kvs_vcpu *c)
 {
+    slots_flush(c, 0);
     for (int k = 0; k < TLB_CLASSES; k++) kind_flush(&c->tlb_classes[k], TLB_W);
     c->stats.tlb_flushes++;
 }
@@ -136,6 +153,7 @@ void tlb_note_large(struct tlb_class *k, uint64_t la, uint32_t page_bits)
 /* SDM 3A "Operations that Invalidate TLBs and Paging-Structure Caches": INVLPG drops every entry of a large page */
 void tlb_flush_page(struct kvs_vcpu *c, uint64_t la)
 {
+    slots_flush(c, 0);
     uint32_t h = large_hash(la);
     /* Whatever the jump cache reaches was fetched once: it is in the tables still, or was evicted. */
     bool fetched = c->fetch_evicted;
@@ -161,6 +179,7 @@ static inline void deny(struct tlb_entry *e, uint32_t n, uint64_t page)
 void tlb_deny_write(struct kvs_vcpu *c, const uint8_t *host_page)
 {
     uint64_t page = (uint64_t)(uintptr_t)host_page & ~(uint64_t)PAGE_MASK;
+    slots_flush(c, 0);
     for (int k = 0; k < TLB_CLASSES; k++) {
         struct tlb_class *tc = &c->tlb_classes[k];
         struct tlb_entry *e = tc->e[TLB_W];
