@@ -240,6 +240,7 @@ struct kvs_vcpu {
     struct block_cache *blocks;
     struct jit *jit;         /* NULL: interpreter only */
     uint8_t simd_live;       /* in host code: the guest's vector registers are in the host's */
+    uint64_t host_sp, host_sp_low; /* in host code: the stack at its start, and how far pairs of returns may go */
     uint32_t code_modified;  /* a store hit decoded code: leave after this instruction */
     bool in_chain;           /* a chain of handlers runs: the count of retired instructions is in its budget only */
     bool step_next;          /* the next instruction runs by itself */

@@ -220,7 +220,7 @@ struct block {
     const uint8_t *jit, *jit_entry; /* host code, with and without the check of the budget; NULL: none */
     struct kvs_insn insn[];
 };
-struct jc_entry { uint64_t la; uint64_t key; struct block *b; uint64_t pad; };
+struct jc_entry { uint64_t la; uint64_t key; struct block *b; const uint8_t *host; /* tier 1 */ };
 #define JC_BITS 12
 #define JC_SIZE (1u << JC_BITS)
 static inline uint32_t jc_index(uint64_t la) { return (uint32_t)(la ^ (la >> JC_BITS)) & (JC_SIZE - 1); }

@@ -5,6 +5,7 @@
  */
 #include "interp.h"
 #include "../isa/sem_alu.h"
+#include "../jit/jit.h"
 
 /* Out of budget or a request is pending: the run loop goes on at c->rip. Counting is done. */
 static NOINLINE int branch_leave(OPARGS)
@@ -74,6 +75,7 @@ static NOINLINE int dispatch_slow(OPARGS)
         e->la = la;
         e->key = c->jc_key;
         e->b = b;
+        if (c->jit) jit_jump_cache(c, e);
     }
     ENTER_BLOCK(b);
 }

@@ -84,11 +84,25 @@ static void vectors(struct emit *e, bool store)
     e8(e, !store);
 }
 static const uint8_t saved[] = { H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15 };
+/*
+ * The host's stack holds a pair for each guest call that host code made and that has not returned: the
+ * guest's return address and, below, the host's. A return that finds its guest address there is a host
+ * return, which the processor predicts. Below all is an address that no guest returns to. Whatever
+ * leaves host code gives the pairs up, so that none outlives a change of mappings, modes or code.
+ */
+#define PAIRS_SIZE 32768
+#define NO_RETURN BIT(63) /* not canonical */
 static void prologue(struct emit *e)
 {
     for (uint32_t n = 0; n < ARRAY_SIZE(saved); n++) e_op(e, 0xff, 6, rm_reg(saved[n]));
     e_mov(e, H_CPU, H_RDI);
     e_mov(e, H_BUDGET, H_RDX);
+    e_store(e, 8, CPU(host_sp), H_RSP);
+    e_lea(e, H_R12, rm_mem(H_RSP, -PAIRS_SIZE));
+    e_store(e, 8, CPU(host_sp_low), H_R12);
+    e_mov_imm(e, H_R12, NO_RETURN);
+    e_op(e, 0xff, 6, rm_reg(H_R12));
+    e_op(e, 0xff, 6, rm_reg(H_R12));
 }
 
 int jit_make_thunks(struct kvs_vcpu *c)
@@ -116,6 +130,7 @@ int jit_make_thunks(struct kvs_vcpu *c)
     e_mov_imm(&e, H_R12, (uint64_t)(uintptr_t)j->pool);
     e_op(&e, 0x01 | OPC_W, H_R12, rm_reg(H_RCX));
     j->out_abs = HERE();
+    e_load(&e, 8, H_RSP, CPU(host_sp));
     store_registers(&e);
     e_op(&e, 0x80 | OPC_BYTE, 7, CPU(simd_live));
     e8(&e, 0);
@@ -184,9 +199,8 @@ int jit_make_thunks(struct kvs_vcpu *c)
         e8(&e, 0xc3);
     }
     /* To the block at linear address RCX, through the jump cache. */
-    _Static_assert(sizeof(struct jc_entry) == 32 && JC_BITS == 12, "the thunk knows the jump cache");
+    _Static_assert(sizeof(struct jc_entry) == 32 && JC_BITS == 12 && PAGE_SHIFT == 12, "the thunk knows the jump cache");
     j->dispatch = HERE();
-    e_store(&e, 8, CPU(rip), H_RCX);
     e_mov(&e, H_R12, H_RCX);
     e_op(&e, 0xc1 | OPC_W, 5, rm_reg(H_R12));
     e8(&e, JC_BITS);
@@ -197,24 +211,26 @@ int jit_make_thunks(struct kvs_vcpu *c)
     e8(&e, 5);
     e_op(&e, 0x03 | OPC_W, H_R12, CPU(jc));
     e_op(&e, 0x3b | OPC_W, H_RCX, rm_mem(H_R12, offsetof(struct jc_entry, la)));
-    uint8_t *miss1 = e_jcc(&e, CC_NE);
+    uint8_t *miss = e_jcc(&e, CC_NE);
+    e_op(&e, 0x81 | OPC_W, 4, rm_reg(H_RCX));
+    e32(&e, ~PAGE_MASK);
+    e_store(&e, 8, gpr_slot(GPR_RIPBASE), H_RCX);
     e_load(&e, 8, H_RCX, CPU(jc_key));
     e_op(&e, 0x3b | OPC_W, H_RCX, rm_mem(H_R12, offsetof(struct jc_entry, key)));
-    uint8_t *miss2 = e_jcc(&e, CC_NE);
-    e_load(&e, 8, H_R12, rm_mem(H_R12, offsetof(struct jc_entry, b)));
-    e_op(&e, 0x83 | OPC_W, 7, rm_mem(H_R12, offsetof(struct block, jit)));
-    e8(&e, 0);
-    uint8_t *miss3 = e_jcc(&e, CC_E);
-    e_op(&e, 0xb7 | OPC_0F, H_RCX, rm_mem(H_R12, offsetof(struct block, off)));
-    e_op(&e, 0xf7 | OPC_W, 3, rm_reg(H_RCX));
-    e_op(&e, 0x03 | OPC_W, H_RCX, CPU(rip));
-    e_store(&e, 8, gpr_slot(GPR_RIPBASE), H_RCX);
-    e_op(&e, 0xff, 4, rm_mem(H_R12, offsetof(struct block, jit)));
-    e_land(&e, miss1);
-    e_land(&e, miss2);
-    e_land(&e, miss3);
+    uint8_t *old = e_jcc(&e, CC_NE);
+    e_op(&e, 0xff, 4, rm_mem(H_R12, offsetof(struct jc_entry, host)));
+    e_land(&e, old);
+    j->untranslated = HERE();
+    e_load(&e, 8, H_RCX, rm_mem(H_R12, offsetof(struct jc_entry, la)));
+    e_land(&e, miss);
+    e_store(&e, 8, CPU(rip), H_RCX);
     e_mov_imm(&e, H_RCX, 0); /* record 0 */
     e_jmp_to(&e, j->rw + (j->out - j->rx));
+    /* A return that does not belong to the last call: pairs are given up. */
+    j->unpair = HERE();
+    e_load(&e, 8, H_RSP, CPU(host_sp));
+    e_lea(&e, H_RSP, rm_mem(H_RSP, -16));
+    e_jmp_to(&e, j->rw + (j->dispatch - j->rx));
 #undef HERE
     j->pool[0] = (struct kvs_insn){ .fn = jit_dispatch_miss };
     j->pool_used = 1;

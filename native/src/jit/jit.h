@@ -21,5 +21,7 @@ void jit_destroy(struct kvs_vcpu *c);
 void jit_flush(struct kvs_vcpu *c);
 /* A new block: counts its executions from now on and translates it when it is hot. */
 void jit_watch(struct kvs_vcpu *c, struct block *b);
+/* Sets the host address of an entry of the jump cache. */
+void jit_jump_cache(const struct kvs_vcpu *c, struct jc_entry *e);
 
 #endif

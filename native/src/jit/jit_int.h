@@ -26,7 +26,7 @@ struct jit {
     uint32_t threshold;
     struct trans *trans;  /* work space */
     /* thunks, in the executable view */
-    const uint8_t *enter, *resume, *resume_simd, *out, *out_abs, *dispatch, *simd_load;
+    const uint8_t *enter, *resume, *resume_simd, *out, *out_abs, *dispatch, *unpair, *untranslated, *simd_load;
     const uint8_t *refill[2]; /* TLB_R, TLB_W */
     uint32_t next_slot[2][2]; /* as kvs_vcpu.slots */
 };
@@ -79,7 +79,7 @@ struct cold {
     uint8_t *site[3];
     uint32_t sites;
     uint32_t k;
-    enum { COLD_INSN, COLD_BRANCH } what;
+    enum { COLD_INSN, COLD_BRANCH, COLD_CALL, COLD_RET } what;
     struct flag_state before, after;
     uint8_t *back;            /* COLD_INSN: where to go on; NULL: does not come back */
     struct {
@@ -124,6 +124,7 @@ void simd_emit(struct trans *t, uint32_t k);
 void branch_emit(struct trans *t, uint32_t k);
 void branch_end(struct trans *t);
 void cold_emit(struct trans *t);
+void branch_cold(struct trans *t, const struct cold *c); /* COLD_CALL, COLD_RET */
 void branch_taken(struct trans *t, uint32_t k); /* to the target of insn k; flags are in memory */
 
 /* operands.c */

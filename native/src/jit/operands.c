@@ -163,6 +163,10 @@ void cold_emit(struct trans *t)
         if (c->miss.site) miss_emit(t, c);
         for (uint32_t s = 0; s < c->sites; s++) e_land(e, c->site[s]);
         t->fl = c->before;
+        if (c->what == COLD_CALL || c->what == COLD_RET) {
+            branch_cold(t, c);
+            continue;
+        }
         if (c->what == COLD_BRANCH) {
             flags_to_memory(t);
             branch_taken(t, c->k);

@@ -250,7 +250,14 @@ int jit_leave_head(OPARGS)
     return ST_LOOKUP;
 }
 
-int jit_dispatch_miss(OPARGS) { return op_dispatch(c, i, budget); }
+void jit_jump_cache(const struct kvs_vcpu *c, struct jc_entry *e) { e->host = e->b->jit ? e->b->jit : c->jit->untranslated; }
+
+int jit_dispatch_miss(OPARGS)
+{
+    struct jc_entry *e = &c->jc[jc_index(c->rip)];
+    if (e->la == c->rip && e->key == c->jc_key) jit_jump_cache(c, e);
+    return op_dispatch(c, i, budget);
+}
 
 static NOINLINE struct block *edge_target(struct kvs_vcpu *c, struct jit_edge *edge)
 {
