@@ -346,6 +346,13 @@ static int build_block(struct kvs_vcpu *c, const uint8_t *host, uint64_t rip, ui
     return ST_OK;
 }
 
+struct block *block_peek(const struct kvs_vcpu *c, const uint8_t *host, uint32_t mode)
+{
+    struct block *b = c->blocks->hash[block_hash(host, mode)];
+    while (b && (b->host != host || b->mode != mode)) b = b->hash_next;
+    return b;
+}
+
 struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st)
 {
     bool code64 = is_code64(c);

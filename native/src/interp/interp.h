@@ -232,6 +232,8 @@ void code_drop_pending(struct kvs_vcpu *c); /* REQ_CODE_DROP */
 /* Block at c->rip, decoded if need be; max: at most so many instructions, uncached (0: no bound).
  * NULL with *st = ST_FAULT, ST_EXIT or ST_AGAIN. Sets gpr[GPR_RIPBASE]. */
 struct block *block_find(struct kvs_vcpu *c, uint32_t max, int *st);
+/* The block of these bytes, if it is there. */
+struct block *block_peek(const struct kvs_vcpu *c, const uint8_t *host, uint32_t mode);
 /* Branch to c->rip from a handler: through the jump cache, or ST_LOOKUP to the run loop. */
 int op_dispatch(OPARGS);
 /* Turns a decoded instruction into kvs_insn: picks handler, fills operands. (lower.c) */

@@ -98,12 +98,11 @@ static bool leaves(enum kind k)
     return k == K_HELPER || k == K_LEAVE || k == K_CALL || k == K_RET || k == K_JMP_IND || k == K_CALL_IND;
 }
 
-/* Does something need the flags of instruction p where they would be in none of the three places? */
-static bool must_keep(const struct trans *t, uint32_t p)
+/* On the way round a loop the check of the budget has clobbered the host's flags. */
+static bool needed(const struct trans *t, uint32_t p, uint32_t from, bool host, bool whole)
 {
     const struct recipe *r = &t->t[p].recipe;
-    bool host = true, whole = r->op != R_NONE;
-    for (uint32_t k = p + 1; k < t->n; k++) {
+    for (uint32_t k = from; k < t->n; k++) {
         const struct tinsn *x = &t->t[k];
         if (leaves(x->kind)) return !host && !whole; /* in memory from here on */
         if (x->touches && !whole) return true;
@@ -111,9 +110,14 @@ static bool must_keep(const struct trans *t, uint32_t p)
         if (x->reads && !host) return true;
         if (x->writes) return false;
         if (x->regs & r->regs) whole = false;
+        if (x->back && (!whole || needed(t, p, 0, false, true))) return true;
+        if (x->back && x->kind == K_JMP) return false;
     }
     return !host && !whole;
 }
+
+/* Does something need the flags of instruction p where they would be in none of the three places? */
+static bool must_keep(const struct trans *t, uint32_t p) { return needed(t, p, p + 1, true, t->t[p].recipe.op != R_NONE); }
 
 /* Can anything see the flags that instruction p leaves? */
 static bool visible(const struct trans *t, uint32_t p)

@@ -32,7 +32,7 @@ struct jit {
 };
 #define JIT_CODE_SIZE (32u << 20)
 #define JIT_POOL_SIZE ((16u << 20) / sizeof(struct kvs_insn))
-#define JIT_BLOCK_MAX 16384u /* more than any block can need */
+#define JIT_BLOCK_MAX 65536u /* more than any trace can need */
 
 extern const uint8_t jit_host_of[GPR_COUNT];
 int jit_make_thunks(struct kvs_vcpu *c);
@@ -47,6 +47,7 @@ enum kind {
     K_NOP, K_FENCE, K_ALU, K_UNARY, K_SHIFT, K_EXTEND, K_SETCC, K_CMOV, K_LEA, K_PUSH, K_POP, K_LEAVE_FRAME,
     K_XCHG, K_CMPXCHG, K_XADD, K_IMUL, K_MUL, K_SCAN, K_BT, K_BSWAP, K_WIDEN, K_FLAG, K_SIMD,
     K_JCC, K_JMP, K_CALL, K_RET, K_JMP_IND, K_CALL_IND,
+    K_THROUGH, /* from one block of a trace into the next */
 };
 
 /* How to find a producer's flags again from its operands; see flags.c. */
@@ -60,6 +61,7 @@ struct recipe {
 struct tinsn {
     struct decoded d;
     const struct kvs_insn *s; /* of tier 0; shared by a fused pair */
+    kvs_handler fn;           /* its handler */
     enum kind kind;
     uint8_t w;
     bool touches;             /* has a memory access: may fault, and the check clobbers host flags */
@@ -67,6 +69,7 @@ struct tinsn {
     uint32_t regs;            /* general registers written */
     bool merges;              /* reads flags only for those that it does not define */
     bool keep;                /* flags: saved at once, since a later place needs them in memory */
+    bool back;                /* a branch to the start of the trace: closes a loop */
     struct recipe recipe;
 };
 
@@ -78,8 +81,8 @@ struct flag_state {
 struct cold {
     uint8_t *site[3];
     uint32_t sites;
-    uint32_t k;
-    enum { COLD_INSN, COLD_BRANCH, COLD_CALL, COLD_RET } what;
+    uint32_t k, pass;
+    enum { COLD_INSN, COLD_BRANCH, COLD_CALL, COLD_RET, COLD_POLL } what;
     struct flag_state before, after;
     uint8_t *back;            /* COLD_INSN: where to go on; NULL: does not come back */
     struct {
@@ -90,21 +93,40 @@ struct cold {
     } miss;
 };
 
-#define JIT_INSNS (2 * MAX_INSNS)
+/*
+ * A trace: a block and those that it flows into, as far as they are decoded. A branch back to its start
+ * leads into a second copy of the instructions up to it, in which the flags from before are as the first
+ * copy left them: so a loop need not save them each time around.
+ */
+struct loop {
+    uint32_t k;                /* the branch back */
+    uint8_t *site, *after;     /* where the first copy jumps into the second, and the second goes on in the first */
+    struct flag_state state, after_state;
+};
+#define JIT_INSNS (BLOCK_LIMIT + 32u) /* with what joins blocks */
+#define JIT_LOOPS 2
+#define JIT_BLOCKS 16
 struct trans {
     struct kvs_vcpu *c;
     struct jit *j;
     struct block *b;
     struct emit e;
     uint32_t n;
-    const struct kvs_insn *end; /* the slot behind the last instruction, when straight flow gets there */
-    bool falls_through, simd, failed;
+    const struct kvs_insn *end; /* the slot behind the last instruction when straight flow gets there, or NULL */
+    bool simd, failed;
     struct flag_state fl;
     uint32_t free;              /* scratch register that the last access left */
-    uint32_t colds;
-    struct cold cold[2 * JIT_INSNS];
+    uint32_t colds, pass;
+    struct cold cold[2 * (1 + JIT_LOOPS) * JIT_INSNS];
     uint32_t fuseds;
-    struct kvs_insn fused[MAX_INSNS]; /* the comparisons of fused pairs, by themselves */
+    struct kvs_insn fused[JIT_INSNS]; /* the comparisons of fused pairs, by themselves */
+    uint32_t blocks;
+    const struct block *block[JIT_BLOCKS];
+    uint32_t guest;            /* instructions: at most BLOCK_LIMIT between two checks of the budget */
+    uint32_t loops;
+    struct loop loop[JIT_LOOPS];
+    const struct loop *copying; /* NULL in the first copy */
+    uint8_t *loop_head;
     struct tinsn t[JIT_INSNS];
 };
 
@@ -123,6 +145,8 @@ void int_emit(struct trans *t, uint32_t k);
 void simd_emit(struct trans *t, uint32_t k);
 void branch_emit(struct trans *t, uint32_t k);
 void branch_end(struct trans *t);
+int64_t branch_target_of(const struct tinsn *x); /* from the start of the page */
+void leave_emit(struct trans *t); /* to the run loop, at the start of the trace */
 void cold_emit(struct trans *t);
 void branch_cold(struct trans *t, const struct cold *c); /* COLD_CALL, COLD_RET */
 void branch_taken(struct trans *t, uint32_t k); /* to the target of insn k; flags are in memory */

@@ -42,13 +42,13 @@ static void go_to(struct trans *t, int64_t off)
     e_jmp_to(&t->e, thunk(t, t->j->dispatch));
 }
 
-static int64_t target_of(const struct tinsn *x)
+int64_t branch_target_of(const struct tinsn *x)
 {
     /* A fused pair has one slot: its length is that of both. */
     return (int64_t)x->s->off + x->s->len + x->s->disp;
 }
 
-void branch_taken(struct trans *t, uint32_t k) { go_to(t, target_of(&t->t[k])); }
+void branch_taken(struct trans *t, uint32_t k) { go_to(t, branch_target_of(&t->t[k])); }
 
 /* The address in reg: canonical, else the cold path of insn k raises. */
 static void check_canonical(struct trans *t, uint32_t k, uint32_t reg, uint32_t scratch)
@@ -132,6 +132,25 @@ void branch_cold(struct trans *t, const struct cold *c)
     e_jmp_to(e, thunk(t, t->j->unpair));
 }
 
+/* The branch back to the start of the trace, once counted. False: it is an ordinary one here. */
+static bool loop_branch(struct trans *t, uint32_t k)
+{
+    struct emit *e = &t->e;
+    const struct tinsn *x = &t->t[k];
+    const struct loop *l = t->copying;
+    struct flag_state state = { .memory = t->fl.memory, .producer = t->fl.producer };
+    if (!l) {
+        uint8_t *site = x->kind == K_JCC ? e_jcc(e, x->d.cond) : e_jmp(e);
+        t->loop[t->loops++] = (struct loop){ .k = k, .site = site, .after = e->p, .state = state, .after_state = t->fl };
+        return true;
+    }
+    if (l->k != k) return false;
+    if (state.memory != l->state.memory || state.producer != l->state.producer) t->failed = true;
+    if (x->kind == K_JCC) e_jcc_to(e, x->d.cond, t->loop_head);
+    else e_jmp_to(e, t->loop_head);
+    return true;
+}
+
 void branch_emit(struct trans *t, uint32_t k)
 {
     struct emit *e = &t->e;
@@ -142,19 +161,22 @@ void branch_emit(struct trans *t, uint32_t k)
     case K_JCC: {
         flags_to_host(t, H_RCX);
         count(t, s);
+        if (x->back && loop_branch(t, k)) break;
         uint8_t *site = e_jcc(e, x->d.cond);
         t->cold[t->colds++] = (struct cold){ .what = COLD_BRANCH, .k = k, .before = t->fl, .site = { site }, .sites = 1 };
         break;
     }
+    case K_THROUGH: count(t, s); break;
     case K_JMP:
-        flags_to_memory(t);
+        if (!x->back) flags_to_memory(t);
         count(t, s);
-        go_to(t, target_of(x));
+        if (x->back && loop_branch(t, k)) break;
+        go_to(t, branch_target_of(x));
         break;
     case K_CALL:
         flags_to_memory(t);
         push_return(t, k);
-        call_to(t, k, true, target_of(x), rm_reg(H_NONE));
+        call_to(t, k, true, branch_target_of(x), rm_reg(H_NONE));
         break;
     case K_RET: {
         flags_to_memory(t);

@@ -78,9 +78,9 @@ void ea_load(struct trans *t, struct ea a, uint32_t dst)
 static struct cold *cold_of(struct trans *t, uint32_t k)
 {
     struct cold *c = t->colds ? &t->cold[t->colds - 1] : NULL;
-    if (c && c->what == COLD_INSN && c->k == k) return c;
+    if (c && c->what == COLD_INSN && c->k == k && c->pass == t->pass) return c;
     c = &t->cold[t->colds++];
-    *c = (struct cold){ .k = k, .what = COLD_INSN, .before = t->fl };
+    *c = (struct cold){ .k = k, .pass = t->pass, .what = COLD_INSN, .before = t->fl };
     c->before.host = false; /* the check has clobbered them */
     return c;
 }
@@ -94,7 +94,7 @@ void cold_add(struct trans *t, uint32_t k, uint8_t *site)
 void cold_here(struct trans *t, uint32_t k)
 {
     struct cold *c = t->colds ? &t->cold[t->colds - 1] : NULL;
-    if (!c || c->what != COLD_INSN || c->k != k) return;
+    if (!c || c->what != COLD_INSN || c->k != k || c->pass != t->pass) return;
     c->back = t->e.p;
     c->after = t->fl;
 }
@@ -157,7 +157,6 @@ void cold_emit(struct trans *t)
 {
     struct emit *e = &t->e;
     struct jit *j = t->j;
-    const struct block *b = t->b;
     for (uint32_t n = 0; n < t->colds && !t->failed; n++) {
         struct cold *c = &t->cold[n];
         if (c->miss.site) miss_emit(t, c);
@@ -173,11 +172,15 @@ void cold_emit(struct trans *t)
             continue;
         }
         flags_to_memory(t);
+        if (c->what == COLD_POLL) {
+            leave_emit(t);
+            continue;
+        }
         const struct kvs_insn *s = t->t[c->k].s;
         uint32_t r = pool_take(t, 2);
         if (t->failed) return;
         j->pool[r] = *s;
-        if (s == b->insn) j->pool[r].fn = b->first;
+        j->pool[r].fn = t->t[c->k].fn;
         e_mov_imm(e, H_RCX, r * sizeof(struct kvs_insn));
         e_jmp_to(e, j->rw + (j->out - j->rx));
         if (!c->back) continue;

@@ -58,29 +58,35 @@ static bool same(const struct kvs_insn *a, const struct kvs_insn *b, kvs_handler
            a->off == b->off && a->flags == b->flags;
 }
 
-static bool decode_block(struct trans *t)
+static struct tinsn *append(struct trans *t, const struct kvs_insn *s, kvs_handler fn)
 {
-    const struct block *b = t->b;
-    const uint8_t *p = b->host;
+    struct tinsn *x = &t->t[t->n++];
+    memset(x, 0, sizeof *x);
+    x->s = s;
+    x->fn = fn;
+    return x;
+}
+
+/* Adds a block to the trace. False: nothing of it may be used. */
+static bool decode_block(struct trans *t, const struct block *b)
+{
     uint8_t copy[15 * MAX_INSNS];
-    uint32_t bytes = b->bytes;
-    if (bytes > sizeof copy) return false;
-    memcpy(copy, p, bytes);
-    uint32_t pos = 0;
+    uint32_t bytes = b->bytes, pos = 0;
+    if (bytes > sizeof copy || t->n + b->n + 1u > JIT_INSNS) return false;
+    memcpy(copy, b->host, bytes);
+    t->block[t->blocks++] = b;
+    t->guest += b->n;
+    t->end = NULL;
     for (const struct kvs_insn *s = b->insn;; s++) {
         if (s->fn == op_block_end) {
             t->end = s;
-            t->falls_through = true;
-            break;
+            return true;
         }
         kvs_handler fn = s == b->insn ? b->first : s->fn;
-        struct tinsn *x = &t->t[t->n];
-        memset(x, 0, sizeof *x);
-        x->s = s;
+        struct tinsn *x = append(t, s, fn);
         if (raises(fn)) {
             x->kind = K_LEAVE;
-            t->n++;
-            break;
+            return true;
         }
         if (decode(copy + pos, bytes - pos, 64, true, t->c->cpuid_features, &x->d) != DECODE_OK) return false;
         struct kvs_insn again;
@@ -89,8 +95,7 @@ static bool decode_block(struct trans *t)
         x->w = (uint8_t)INSN_OSIZE(&again);
         if (s->flags & INSN_FUSED && fn != again.fn) {
             /* The pair: operands of the comparison from the unfused form, which stays out of the block. */
-            struct tinsn *jcc = &t->t[t->n + 1];
-            memset(jcc, 0, sizeof *jcc);
+            struct tinsn *jcc = append(t, s, fn);
             if (decode(copy + pos, bytes - pos, 64, true, t->c->cpuid_features, &jcc->d) != DECODE_OK) return false;
             struct kvs_insn fused = again;
             if (!lower_fused(&x->d, &jcc->d, b->mode, &fused) || !same(&fused, s, fn)) return false;
@@ -98,15 +103,57 @@ static bool decode_block(struct trans *t)
             t->fused[t->fuseds] = again;
             x->s = &t->fused[t->fuseds++];
             x->kind = int_classify(t, x);
-            jcc->s = s;
             jcc->kind = branch_classify(jcc);
-            t->n += 2;
             continue;
         }
         if (!same(&again, s, fn)) return false;
         x->kind = classify(t, x);
-        t->n++;
-        if (isa_op[x->d.op].cls != JCC && (x->d.attr & A_END)) break;
+        if (isa_op[x->d.op].cls != JCC && (x->d.attr & A_END)) return true;
+    }
+}
+
+/* The decoded block at this offset of the page, if the trace may go on with it. */
+static const struct block *next_block(const struct trans *t, int64_t off)
+{
+    if (off < 0 || off >= PAGE_SIZE || t->blocks == JIT_BLOCKS) return NULL;
+    const struct block *b = block_peek(t->c, t->b->host - t->b->off + off, t->b->mode);
+    if (!b || b->crosses || t->guest + b->n > BLOCK_LIMIT || t->n + b->n + 2u > JIT_INSNS) return NULL;
+    for (uint32_t n = 0; n < t->blocks; n++)
+        if (t->block[n] == b) return NULL;
+    return b;
+}
+
+static bool decode_trace(struct trans *t)
+{
+    const struct block *b = t->b;
+    while (b) {
+        uint32_t n = t->n, fuseds = t->fuseds;
+        const struct kvs_insn *end = t->end;
+        if (!decode_block(t, b)) {
+            if (b == t->b) return false;
+            /* Its first instruction has been modified, or so: the trace ends before it. */
+            t->n = n;
+            t->fuseds = fuseds;
+            t->end = end;
+            if (!end) t->t[n - 1].kind = K_JMP;
+            else t->n--;
+            break;
+        }
+        struct tinsn *last = &t->t[t->n - 1];
+        if (t->end) {
+            if ((b = next_block(t, t->end->off))) append(t, t->end, t->end->fn)->kind = K_THROUGH;
+        } else if (last->kind == K_JMP && (b = next_block(t, branch_target_of(last)))) {
+            last->kind = K_THROUGH;
+        } else {
+            b = NULL;
+        }
+    }
+    uint32_t loops = 0;
+    for (uint32_t k = 0; k < t->n; k++) {
+        struct tinsn *x = &t->t[k];
+        if (x->kind != K_JCC && x->kind != K_JMP) continue;
+        x->back = loops < JIT_LOOPS && branch_target_of(x) == t->b->off;
+        loops += x->back;
     }
     return true;
 }
@@ -129,13 +176,67 @@ static void helper(struct trans *t, uint32_t k)
     t->fl = (struct flag_state){ .memory = true };
 }
 
-static void emit_block(struct trans *t)
+static void emit_insns(struct trans *t, uint32_t count)
+{
+    struct emit *e = &t->e;
+    for (uint32_t k = 0; k < count && !t->failed && !e->full; k++) {
+        const struct tinsn *x = &t->t[k];
+        if (x->kind == K_HELPER) helper(t, k);
+        else if (is_branch(x->kind)) branch_emit(t, k);
+        else if (x->kind == K_SIMD) simd_emit(t, k);
+        else int_emit(t, k);
+        if (is_branch(x->kind)) continue;
+        if (x->writes) {
+            t->fl = (struct flag_state){ .host = true, .producer = x };
+            if (x->keep) {
+                flags_save(e, H_RCX);
+                t->fl.memory = true;
+            }
+        }
+        cold_here(t, k);
+    }
+}
+
+static uint8_t *emit_poll(struct trans *t)
+{
+    e_op(&t->e, 0x3b | OPC_W, H_BUDGET, CPU(limit));
+    return e_jcc(&t->e, CC_L);
+}
+
+static void emit_loop(struct trans *t, struct loop *l)
+{
+    struct emit *e = &t->e;
+    t->copying = l;
+    t->pass++;
+    e_land(e, l->site);
+    t->loop_head = e->p;
+    t->fl = l->state;
+    t->cold[t->colds++] = (struct cold){ .what = COLD_POLL, .pass = t->pass, .before = t->fl, .site = { emit_poll(t) }, .sites = 1 };
+    emit_insns(t, l->k + 1);
+    if (t->t[l->k].kind == K_JCC) {
+        if (t->fl.memory != l->after_state.memory || t->fl.host != l->after_state.host) t->failed = true;
+        e_jmp_to(e, l->after);
+    }
+    t->copying = NULL;
+}
+
+void leave_emit(struct trans *t)
+{
+    uint32_t r = pool_take(t, 1);
+    if (t->failed) return;
+    t->j->pool[r] = t->b->insn[0];
+    t->j->pool[r].fn = jit_leave_head;
+    t->j->pool[r].target = t->b;
+    e_mov_imm(&t->e, H_RCX, r * sizeof(struct kvs_insn));
+    e_jmp_to(&t->e, t->j->rw + (t->j->out - t->j->rx));
+}
+
+static void emit_trace(struct trans *t)
 {
     struct emit *e = &t->e;
     struct block *b = t->b;
     uint8_t *head = e->p;
-    e_op(e, 0x3b | OPC_W, H_BUDGET, CPU(limit));
-    uint8_t *leave = e_jcc(e, CC_L);
+    uint8_t *leave = emit_poll(t);
     uint8_t *entry = e->p;
     uint8_t *load = NULL, *loaded = NULL;
     if (t->simd) {
@@ -145,43 +246,21 @@ static void emit_block(struct trans *t)
         loaded = e->p;
     }
     t->fl = (struct flag_state){ .memory = true };
-    for (uint32_t k = 0; k < t->n && !t->failed && !e->full; k++) {
-        const struct tinsn *x = &t->t[k];
-        if (x->kind == K_HELPER) helper(t, k);
-        else if (is_branch(x->kind)) branch_emit(t, k);
-        else if (x->kind == K_SIMD) simd_emit(t, k);
-        else int_emit(t, k);
-        if (x->writes && !is_branch(x->kind)) {
-            t->fl = (struct flag_state){ .host = true, .producer = x };
-            if (x->keep) {
-                flags_save(e, H_RCX);
-                t->fl.memory = true;
-            }
-        }
-        if (!is_branch(x->kind)) cold_here(t, k);
-    }
-    if (t->falls_through) branch_end(t);
+    emit_insns(t, t->n);
+    if (t->end) branch_end(t);
+    for (uint32_t n = 0; n < t->loops && !t->failed && !e->full; n++) emit_loop(t, &t->loop[n]);
     cold_emit(t);
-    e_land(e, leave);
-    uint32_t r = pool_take(t, 1);
     if (load) {
-        /* Not here: falls into the next stub only by a jump. */
-        uint8_t *over = e_jmp(e);
         e_land(e, load);
         e8(e, 0x4c); /* LEA R12, [RIP + loaded] */
         e8(e, 0x8d);
         e8(e, 0x25);
         e32(e, (uint32_t)(loaded - (e->p + 4)));
         e_jmp_to(e, t->j->rw + (t->j->simd_load - t->j->rx));
-        e_land(e, over);
     }
+    e_land(e, leave);
+    leave_emit(t);
     if (t->failed || e->full) return;
-    t->j->pool[r] = b->insn[0];
-    t->j->pool[r].fn = jit_leave_head;
-    t->j->pool[r].target = b;
-    e_mov_imm(e, H_RCX, r * sizeof(struct kvs_insn));
-    e_jmp_to(e, t->j->rw + (t->j->out - t->j->rx));
-    if (e->full) return;
     t->j->used = ((uint32_t)(e->p - t->j->rw) + 15) & ~15u;
     b->jit_entry = to_rx(t, entry);
     b->jit = to_rx(t, head);
@@ -194,14 +273,16 @@ static void translate(struct kvs_vcpu *c, struct block *b)
     t->c = c;
     t->j = j;
     t->b = b;
-    t->n = t->colds = t->fuseds = 0;
-    t->falls_through = t->simd = t->failed = false;
+    t->n = t->colds = t->fuseds = t->blocks = t->guest = t->loops = t->pass = 0;
+    t->simd = t->failed = false;
+    t->end = NULL;
+    t->copying = NULL;
     uint32_t pool = j->pool_used;
-    if (decode_block(t) && worthwhile(t)) {
+    if (decode_trace(t) && worthwhile(t)) {
         flags_plan(t);
         uint8_t *p = j->rw + j->used;
         t->e = (struct emit){ p, p + min_u64(JIT_BLOCK_MAX, JIT_CODE_SIZE - j->used), false };
-        emit_block(t);
+        emit_trace(t);
     }
     if (b->jit) b->insn[0].fn = (kvs_handler)(uintptr_t)j->enter;
     else j->pool_used = pool;
