@@ -68,20 +68,51 @@ static void store_registers(struct emit *e)
         if (jit_host_of[n] != H_NONE) e_store(e, 8, gpr_slot(n), jit_host_of[n]);
 }
 static bool wide(void) { return __builtin_cpu_supports("avx"); }
-static void vectors(struct emit *e, bool store)
+static void vectors_move(struct emit *e, bool store, uint32_t length)
 {
     for (uint32_t n = 0; n < 16; n++) {
         struct rm m = rm_mem(H_CPU, (int32_t)(offsetof(struct kvs_vcpu, fpu.vec) + n * 64));
-        if (wide()) e_vex(e, (store ? 0x7f : 0x6f) | OPC_0F | OPC_F3 | OPC_L, n, 0, m);
+        if (wide()) e_vex(e, (store ? 0x7f : 0x6f) | OPC_0F | OPC_F3 | length, n, 0, m);
         else e_op(e, (store ? 0x11 : 0x10) | OPC_0F, n, m);
     }
-    if (store && wide()) { /* VZEROUPPER: what runs now is SSE code */
+}
+static void vectors_store(struct emit *e)
+{
+    vectors_move(e, true, OPC_L);
+    if (wide()) { /* VZEROUPPER: what runs now is SSE code */
         e8(e, 0xc5);
         e8(e, 0xf8);
         e8(e, 0x77);
     }
     e_op(e, 0xc6 | OPC_BYTE, 0, CPU(simd_live));
-    e8(e, !store);
+    e8(e, 0);
+}
+/*
+ * Where the upper halves are zero, as in a guest that does without AVX, the processor must know: else every
+ * SSE instruction waits for the old value of its destination, to keep the upper half.
+ */
+static void vectors_load(struct emit *e)
+{
+    uint8_t *upper = NULL, *loaded = NULL;
+    if (wide()) {
+        for (uint32_t n = 0; n < 16; n++) { /* VMOVDQU and VPOR into XMM0 and XMM1, VPTEST */
+            struct rm m = rm_mem(H_CPU, (int32_t)(offsetof(struct kvs_vcpu, fpu.vec) + n * 64 + 16));
+            if (n < 2) e_vex(e, 0x6f | OPC_0F | OPC_F3, n, 0, m);
+            else e_vex(e, 0xeb | OPC_0F | OPC_66, n & 1, n & 1, m);
+        }
+        e_vex(e, 0xeb | OPC_0F | OPC_66, 0, 0, rm_reg(1));
+        e_vex(e, 0x17 | OPC_38 | OPC_66, 0, 0, rm_reg(0));
+        upper = e_jcc(e, CC_NE);
+    }
+    vectors_move(e, false, 0);
+    if (upper) {
+        loaded = e_jmp(e);
+        e_land(e, upper);
+        vectors_move(e, false, OPC_L);
+        e_land(e, loaded);
+    }
+    e_op(e, 0xc6 | OPC_BYTE, 0, CPU(simd_live));
+    e8(e, 1);
 }
 static const uint8_t saved[] = { H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15 };
 /*
@@ -122,7 +153,7 @@ int jit_make_thunks(struct kvs_vcpu *c)
         prologue(&e);
         e_load(&e, 8, H_R12, rm_mem(H_RSI, offsetof(struct kvs_insn, imm)));
         load_registers(&e);
-        if (simd) vectors(&e, false);
+        if (simd) vectors_load(&e);
         e_op(&e, 0xff, 4, rm_reg(H_R12));
     }
     /* To a handler: RCX is the number of its record times the size of one (out), or its address (out_abs). */
@@ -135,7 +166,7 @@ int jit_make_thunks(struct kvs_vcpu *c)
     e_op(&e, 0x80 | OPC_BYTE, 7, CPU(simd_live));
     e8(&e, 0);
     uint8_t *dead = e_jcc(&e, CC_E);
-    vectors(&e, true);
+    vectors_store(&e);
     e_land(&e, dead);
     e_mov(&e, H_RSI, H_RCX);
     e_mov(&e, H_RDI, H_CPU);
@@ -144,7 +175,7 @@ int jit_make_thunks(struct kvs_vcpu *c)
     e_op(&e, 0xff, 4, rm_mem(H_RSI, 0));
     /* Vector registers of the guest into the host's; R12 is the way back. */
     j->simd_load = HERE();
-    vectors(&e, false);
+    vectors_load(&e);
     e_op(&e, 0xff, 4, rm_reg(H_R12));
     /* Fills the slot at R12 from the soft TLB; RCX is the address xor its tag, and the same again on return. */
     for (int kind = 0; kind < 2; kind++) {
