@@ -215,6 +215,38 @@ static void write_code(struct rng *r, uint32_t at, uint32_t bytes, uint32_t bits
     }
 }
 
+/* Loops and skips of instructions that seldom fault: what a translator makes traces of. */
+static void write_loops(struct rng *r, uint32_t at, uint32_t bytes, uint32_t bits)
+{
+    uint32_t start[64], starts = 0, end = at + bytes, patch = 0;
+    if (at % 0x1000 + bytes + 32 > 0x1000) at -= bytes + 32; /* in one page: wherever RIP is, it finds code */
+    end = at + bytes;
+    while (at < end && starts < ARRAY_SIZE(start)) {
+        uint8_t e[16];
+        uint32_t n;
+        start[starts++] = at;
+        if (!rnd_one(r, 5)) {
+            struct encode_request q = { .bits = bits, .width = 8u << rnd_below(r, 4), .memory = rnd_one(r, 4), .plain = true, .ip = at, .target = rnd(r) & 0x3ffff };
+            do q.row = (uint16_t)(1 + rnd_below(r, ROW_COUNT - 1));
+            while (row_forms[q.row].attr & (A_SYS | A_PRIV | A_IO | A_END | A_BRANCH));
+            n = encode_row(r, &q, e);
+        } else if (rnd_one(r, 3)) { /* JMP or Jcc over what follows */
+            e[0] = rnd_one(r, 3) ? 0xeb : (uint8_t)(0x70 | rnd_below(r, 16));
+            e[1] = 0;
+            n = 2;
+        } else { /* Jcc or JMP back */
+            e[0] = rnd_one(r, 6) ? 0xeb : (uint8_t)(0x70 | rnd_below(r, 16));
+            uint32_t to = start[rnd_one(r, 2) ? 0 : rnd_below(r, starts)];
+            e[1] = (uint8_t)(to - (at + 2));
+            n = at + 2 - to <= 128 ? 2 : 0;
+        }
+        memcpy(g.m + at, e, n);
+        if (patch) g.m[patch - 1] = (uint8_t)(at + n - patch);
+        patch = n == 2 && e[1] == 0 && (e[0] == 0xeb || e[0] >> 4 == 7) ? at + n : 0;
+        at += n;
+    }
+}
+
 /* ---- state ---- */
 static struct kvs_segment seg(uint16_t sel, uint32_t base, uint32_t limit, uint8_t type, uint8_t dpl, uint8_t db, uint8_t l)
 {
@@ -411,7 +443,9 @@ static void one(struct rng *r)
     g.refused += tries - 1;
     g.tried += tries;
     FUZZ_CHECK(g.tried < 10000 || g.refused < g.tried / 2);
-    write_code(r, (uint32_t)rip & (RAM_SIZE - 1), 48 + rnd_below(r, 100), bits);
+    const uint32_t at = (uint32_t)rip & (RAM_SIZE - 1), bytes = 48 + rnd_below(r, 100);
+    if (rnd_one(r, 3)) write_loops(r, at, bytes, bits);
+    else write_code(r, at, bytes, bits);
     kvs_mem_written(g.vm, rip & (RAM_SIZE - 1) & ~63ull, 256);
     struct kvs_core_state s;
     kvs_vcpu_get_core_state(g.c, &s);
