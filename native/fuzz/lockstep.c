@@ -57,6 +57,9 @@ static bool lockstep_done(unsigned long long n)
     if (!memcmp(e, &o, sizeof o) && !memcmp(memory[n], g.m, RAM_SIZE)) return false;
     fprintf(stderr, "lockstep: epoch %llu case %llu differs: retired %llu, %llu; RIP %llx, %llx\n", fuzz_epoch, n, (unsigned long long)e->retired,
             (unsigned long long)o.retired, (unsigned long long)e->regs.rip, (unsigned long long)o.regs.rip);
+    fprintf(stderr, "  code before:");
+    for (uint64_t at = (e->regs.rip - 96) & (RAM_SIZE - 1); at < ((e->regs.rip + 16) & (RAM_SIZE - 1)); at++) fprintf(stderr, " %02x", memory[n][at]);
+    fprintf(stderr, "\n");
     show("regs", &e->regs, &o.regs, sizeof o.regs);
     show("sregs", &e->sregs, &o.sregs, sizeof o.sregs);
     show("fpu", &e->fpu, &o.fpu, sizeof o.fpu);

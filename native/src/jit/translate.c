@@ -262,6 +262,7 @@ static void emit_trace(struct trans *t)
     leave_emit(t);
     if (t->failed || e->full) return;
     t->j->used = ((uint32_t)(e->p - t->j->rw) + 15) & ~15u;
+    b->n = (uint16_t)t->guest;
     b->jit_entry = to_rx(t, entry);
     b->jit = to_rx(t, head);
 }
@@ -303,7 +304,8 @@ static NOINLINE int jit_hot(OPARGS)
         return ST_LOOKUP;
     }
     translate(c, b);
-    return b->insn[0].fn(c, i, budget);
+    /* Without a check of the budget on this way in, which was for the block alone. */
+    return budget < b->n ? b->first(c, i, budget) : b->insn[0].fn(c, i, budget);
 }
 
 static int jit_count(OPARGS)
