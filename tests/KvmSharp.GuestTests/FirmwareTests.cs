@@ -13,9 +13,10 @@ public sealed class FirmwareTests
     private static readonly TimeSpan _limit = TimeSpan.FromSeconds(60);
 
     [Theory]
-    [InlineData(128)]
-    [InlineData(4096)]
-    public async Task SeaBiosSetsTheMachineUp(int megabytes)
+    [InlineData(128, false)]
+    [InlineData(4096, false)]
+    [InlineData(256, true)]
+    public async Task SeaBiosSetsTheMachineUp(int megabytes, bool systemManagementMode)
     {
         var console = new MemoryCharacterBackend();
         await using var machine = new PcMachine(new PcMachineOptions
@@ -25,6 +26,7 @@ public sealed class FirmwareTests
             DebugConsole = console,
             VideoBios = BootImage.FromFile(await DebianFiles.VideoBiosAsync()),
             VcpuCount = 2,
+            SystemManagementMode = systemManagementMode,
         });
         machine.Start();
         Assert.True(console.WaitForOutput("Retrying in 60 seconds", _limit) >= 0, console.GetOutputText());
@@ -37,6 +39,36 @@ public sealed class FirmwareTests
         string screen = machine.Display!.GetText();
         Assert.StartsWith("SeaBIOS (version", screen, StringComparison.Ordinal);
         Assert.Contains("No bootable device.", screen, StringComparison.Ordinal);
+        if (machine.VirtualMachine.SystemManagementMemory is { } hidden)
+        {
+            Assert.NotEqual(0u, hidden.Read<uint>(0xa_8000)); // its handler, behind the video memory
+            Assert.False(machine.VirtualMachine.Memory.IsBacked(0xa_8000, 4));
+            Assert.Equal(0, ReadPort(machine, 0xb3)); // the handler has run
+        }
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task FirmwareLetsASleepingGuestGoOn(bool systemManagementMode)
+    {
+        const uint WakingVector = 0x1000;
+        using var disk = new RawBlockBackend(new MemoryImageStore(BootSector.Disk()));
+        await using ScreenGuest guest = await ScreenGuest.StartAsync(options => options with
+        {
+            SystemManagementMode = systemManagementMode,
+            VirtioDevices = [new VirtioBlockOptions(disk)],
+        });
+        await guest.WaitForTextAsync(BootSector.Message);
+        VirtualMachine machine = guest.Machine.VirtualMachine;
+        machine.Pause();
+        machine.Memory.Write(FindFacs(machine.Memory, guest.Machine.Options.MemorySize) + 12, WakingVector);
+        machine.Memory.Write(WakingVector, [0xb0, 0x2a, 0xe6, 0xf4, 0xeb, 0xfe]); // mov al, 42; out 0xf4, al; jmp $
+        machine.Ports.Write(0x604, [0x00, 0x24]); // as the guest would
+        Assert.True(guest.Machine.PowerManagement!.IsAsleep);
+        machine.Resume();
+        guest.Machine.PowerManagement.PressPowerButton();
+        Assert.Equal((42 << 1) | 1, (await guest.WaitForExitAsync()).ExitCode);
     }
 
     [Theory]
@@ -165,5 +197,26 @@ public sealed class FirmwareTests
         string screen = await guest.WaitForTextAsync("Open Source Network Boot Firmware");
         Assert.Contains("iPXE 1.", screen, StringComparison.Ordinal);
         guest.Keep("ipxe");
+    }
+
+    private static byte ReadPort(PcMachine machine, ulong port)
+    {
+        var data = new byte[1];
+        Assert.True(machine.VirtualMachine.Ports.Read(port, data));
+        return data[0];
+    }
+
+    // Firmware has put the tables below the end of memory.
+    private static ulong FindFacs(GuestMemory memory, ulong end)
+    {
+        for (ulong address = end - (1 << 20); address < end; address += 64)
+        {
+            if (memory.Read<uint>(address) == 0x5343_4146)
+            {
+                return address;
+            }
+        }
+
+        throw new InvalidOperationException("There is no FACS.");
     }
 }

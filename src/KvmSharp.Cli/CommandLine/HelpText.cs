@@ -17,6 +17,7 @@ internal static class HelpText
           --firmware FILE        firmware to start in instead of a kernel, for example SeaBIOS
           --video-bios FILE      its video BIOS (default: vgabios-stdvga.bin next to it)
           --boot disk,cdrom,network     where it looks for an operating system, in this order
+          --smm                  system management mode for it
           --screenshot FILE      an image (PNG) of its screen when the run ends
           --initrd FILE          its initial RAM disk or module
           --append TEXT          its command line ('run debian': added to console=ttyS0)

@@ -33,6 +33,9 @@ internal sealed record RunOptions
     /// <summary>The image of the video BIOS; null looks next to the firmware.</summary>
     public string? VideoBios { get; init; }
 
+    /// <summary>Whether the processors have system management mode.</summary>
+    public bool SystemManagementMode { get; init; }
+
     /// <summary>Where the screen goes as an image when the run ends.</summary>
     public string? ScreenshotFile { get; init; }
 

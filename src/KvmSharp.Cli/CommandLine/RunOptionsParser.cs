@@ -9,7 +9,7 @@ internal static class RunOptionsParser
     private const string DebianGuest = "debian";
 
     private static readonly string[] _onlyForDebian = ["--flavor", "--refresh"];
-    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware", "--video-bios", "--screenshot", "--boot"];
+    private static readonly string[] _notForDebian = ["--kernel", "--initrd", "--firmware", "--video-bios", "--screenshot", "--boot", "--smm"];
 
     public static RunOptions Parse(IReadOnlyList<string> arguments)
     {
@@ -43,6 +43,7 @@ internal static class RunOptionsParser
         "--device" => DeviceParser.ParseDevice(options, reader.NonEmptyValue("a device name")),
         "--clock" => ParseClock(options, reader.NonEmptyValue("real or virtual")),
         "--engine" => ParseEngine(options, reader.NonEmptyValue("auto, interpreter or jit")),
+        "--smm" => options with { SystemManagementMode = true },
         "--no-pci" => options with { Pci = false },
         "--no-reboot" => options with { NoReboot = true },
         "--trace" => ParseTrace(options, reader.NonEmptyValue("stderr or a file")),
@@ -198,7 +199,7 @@ internal static class RunOptionsParser
             throw Usage("--screenshot needs --firmware: without it the machine has no screen");
         }
 
-        if (options.Firmware is null && ((string[])["--video-bios", "--boot"]).FirstOrDefault(seen.Contains) is { } firmwareOnly)
+        if (options.Firmware is null && ((string[])["--video-bios", "--boot", "--smm"]).FirstOrDefault(seen.Contains) is { } firmwareOnly)
         {
             throw Usage($"{firmwareOnly} needs --firmware");
         }

@@ -163,6 +163,7 @@ internal sealed class RunCommand : IDisposable
                 Firmware = BootImage.FromFile(firmware),
                 VideoBios = FindVideoBios(firmware),
                 BootOrder = _options.BootOrder,
+                SystemManagementMode = _options.SystemManagementMode,
                 FwCfgFiles = WithSerialConsole(options.FwCfgFiles),
             };
         }

@@ -38,8 +38,13 @@ public sealed partial class PcMachine
             throw new BootImageException(BootImageProblem.Malformed,
                 $"'{firmware.Name}' is no firmware image: its length, {image.Length} bytes, is not a multiple of 4 KiB up to 16 MiB.");
         }
-        VirtualMachine.Memory.AddRom(HoleEnd - (ulong)image.Length, image);
-        _shadowMemory = new ShadowMemory(VirtualMachine.Memory, image);
+        using var rom = new GuestRam((ulong)image.Length);
+        rom.Write(0, image);
+        var address = HoleEnd - rom.Size;
+        var hidden = VirtualMachine.SystemManagementMemory;
+        VirtualMachine.Memory.Map(rom, 0, address, rom.Size, MemorySlotFlags.ReadOnly);
+        hidden?.Map(rom, 0, address, rom.Size, MemorySlotFlags.ReadOnly);
+        _shadowMemory = new ShadowMemory(VirtualMachine.Memory, hidden, image);
         VirtualMachine.Mmio.Map(_shadowMemory, ShadowMemoryRegisters.Address, ShadowMemoryRegisters.Length);
     }
 
@@ -72,6 +77,10 @@ public sealed partial class PcMachine
     private void AddChipset()
     {
         Pci!.Bridge.AddShadowMemory(_shadowMemory!);
+        if (Options.SystemManagementMode)
+        {
+            Pci.Bridge.AddSystemManagementRam(new SystemManagementRam(VirtualMachine.Memory, _ram!));
+        }
         _lpcBridge = new LpcBridge(PowerManagement);
         Pci.Add(_lpcBridge, LpcAddress);
     }

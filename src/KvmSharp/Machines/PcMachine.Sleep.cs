@@ -29,6 +29,8 @@ public sealed partial class PcMachine
         if (Options.Firmware is not null)
         {
             _realTimeClock?.SetShutdownStatus(ResumeFromSleep);
+            Pci!.Bridge.ResetSystemManagement();
+            _lpcBridge!.ResetSystemManagement();
         }
         VirtualMachine.RequestTransition(() =>
         {

@@ -36,6 +36,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     private readonly Uart16550?[] _serialPorts = new Uart16550?[4];
     private readonly PostCode _postCode = new();
     private readonly List<VirtioDevice> _virtioDevices = [];
+    private GuestRam? _ram;
     private readonly List<(uint Address, int Gsi)> _virtioMmio = [];
 
     /// <summary>Builds the machine and loads the kernel.</summary>
@@ -55,6 +56,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             Clock = options.Clock,
             Engine = options.Engine,
             StartTime = options.StartTime,
+            SystemManagementMode = options.SystemManagementMode,
             VcpuCount = options.VcpuCount,
         });
         try
@@ -184,6 +186,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     private void Disconnect()
     {
         _shadowMemory?.Dispose();
+        _ram?.Dispose();
         foreach (var port in _serialPorts)
         {
             port?.Disconnect();
@@ -224,7 +227,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     private void MapMemory(ulong below4G, ulong above4G)
     {
         var memory = VirtualMachine.Memory;
-        using var ram = new GuestRam(below4G + above4G);
+        var ram = _ram = new GuestRam(below4G + above4G);
         memory.Map(ram, 0, 0, MemoryMap.VideoStart);
         // Firmware's chipset has its own memory between option ROMs and 1 MiB.
         var next = Options.Firmware is null ? OptionRomStart : FirmwareEnd;
@@ -232,6 +235,16 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         if (above4G != 0)
         {
             memory.Map(ram, below4G, HoleEnd, above4G);
+        }
+        if (VirtualMachine.SystemManagementMemory is { } hidden)
+        {
+            // The same, with RAM where everybody else sees video memory.
+            hidden.Map(ram, 0, 0, OptionRomStart);
+            hidden.Map(ram, next, next, below4G - next);
+            if (above4G != 0)
+            {
+                hidden.Map(ram, below4G, HoleEnd, above4G);
+            }
         }
     }
 

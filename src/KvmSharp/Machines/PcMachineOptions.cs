@@ -56,6 +56,12 @@ public sealed record PcMachineOptions
     /// </summary>
     public BootImage? Firmware { get; init; }
 
+    /// <summary>
+    /// Whether the processors have system management mode, and the chipset the memory and the interrupt for it. Only with
+    /// <see cref="Firmware"/>, which sets it up.
+    /// </summary>
+    public bool SystemManagementMode { get; init; }
+
     /// <summary>Where firmware looks for an operating system: up to three kinds, the first one first.</summary>
     public IReadOnlyList<BootDevice> BootOrder { get; init; } = [BootDevice.Disk, BootDevice.CdRom, BootDevice.Network];
 
@@ -170,6 +176,10 @@ public sealed record PcMachineOptions
         if (Firmware is not null && Kernel is not null)
         {
             throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "A machine starts either in firmware or in a kernel.");
+        }
+        if (SystemManagementMode && Firmware is null)
+        {
+            throw new KvmSharpException(KvmSharpErrorCode.InvalidArgument, "System management mode needs firmware, which sets it up.");
         }
         ArgumentNullException.ThrowIfNull(FwCfgFiles);
         if (FwCfg == false && FwCfgFiles.Count != 0)

@@ -19,15 +19,21 @@ internal sealed partial class LpcBridge
     private const byte AcpiEnable = 0x80;
     private const byte SciSelect = 0x07;
     private const byte RouteDisabled = 0x80;
-    private const byte RouteWritable = 0x8f;
+    private const byte RouteInterrupt = 0x0f;
+    private const byte RouteWritable = RouteDisabled | RouteInterrupt;
+    private const ushort RoutableInterrupts = 0b1101_1110_1111_1000; // 3 to 7, 9 to 12, 14, 15
+    private const int ConfigLock = 0xa0; // GEN_PMCON_1
+    private const ushort SmiLock = 1 << 4;
 
     // From PMBASE
     private const int PmPortCount = 0x80;
     private const int GeneralEventEnables = 0x28;
     private const int SmiEnable = 0x30;
+    private const int SmiStatus = 0x34;
 
-    // SMI_EN
+    // SMI_EN and SMI_STS
     private const uint ApmEnable = 1 << 5;
+    private const uint ApmStatus = 1 << 5;
 
     // Ports of the advanced power management
     private const ulong ApmPort = 0xb2;

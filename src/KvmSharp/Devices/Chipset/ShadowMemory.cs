@@ -11,20 +11,21 @@ internal sealed class ShadowMemory : IIoDevice, IDeviceState, IDisposable
 {
     // Wiring
     private readonly Lock _lock = new();
-    private readonly GuestMemory _memory;
+    private readonly GuestMemory[] _memories; // of the normal and of system management mode
     private readonly GuestRam _ram; // the segments' own, offset 0 is 0xC0000
     private readonly GuestRam _rom;
-    private readonly Dictionary<(uint Start, uint Length, Kind Kind), MemorySlot> _slots = [];
+    private readonly Dictionary<(uint Start, uint Length, Kind Kind), (GuestMemory Memory, MemorySlot Slot)[]> _slots = [];
 
     // State: the content of the RAM, and which segments lead there.
     private readonly Access[] _segments = new Access[SegmentCount];
 
     /// <summary>Creates the memory with all reads going to the firmware, as after a reset.</summary>
     /// <param name="memory">The guest's memory, nothing mapped from 0xC0000 to 0xFFFFF.</param>
+    /// <param name="systemManagementMemory">The same for system management mode, where there is one.</param>
     /// <param name="firmware">The firmware's image.</param>
-    public ShadowMemory(GuestMemory memory, ReadOnlySpan<byte> firmware)
+    public ShadowMemory(GuestMemory memory, GuestMemory? systemManagementMemory, ReadOnlySpan<byte> firmware)
     {
-        _memory = memory;
+        _memories = systemManagementMemory is null ? [memory] : [memory, systemManagementMemory];
         _ram = new GuestRam(Length);
         _rom = new GuestRam(RomLength);
         var tail = firmware[^Math.Min(firmware.Length, (int)RomLength)..];
@@ -142,19 +143,21 @@ internal sealed class ShadowMemory : IIoDevice, IDeviceState, IDisposable
                 wanted.Add((start, length, kind));
             }
         }
-        foreach (var (key, slot) in _slots.Where(s => !wanted.Contains(s.Key)).ToArray())
+        foreach (var (key, slots) in _slots.Where(s => !wanted.Contains(s.Key)).ToArray())
         {
-            _memory.Remove(slot);
+            foreach (var (memory, slot) in slots)
+            {
+                memory.Remove(slot);
+            }
             _slots.Remove(key);
         }
         foreach (var key in wanted.Where(k => k.Kind != Kind.Open && !_slots.ContainsKey(k)))
         {
             var (ram, offset) = key.Kind == Kind.Rom ? (_rom, key.Start - RomStart) : (_ram, key.Start);
             var flags = key.Kind == Kind.Ram ? MemorySlotFlags.None : MemorySlotFlags.ReadOnly;
-            if (_memory.TryMapOfDevice(ram, offset, Address + key.Start, key.Length, flags) is { } slot)
-            {
-                _slots.Add(key, slot);
-            }
+            _slots.Add(key, [.. _memories
+                .Select(m => (Memory: m, Slot: m.TryMapOfDevice(ram, offset, Address + key.Start, key.Length, flags)))
+                .Where(s => s.Slot is not null).Select(s => (s.Memory, s.Slot!))]);
         }
     }
 

@@ -32,6 +32,7 @@ public sealed class PciHost : IIoDevice, IDeviceState
     internal const ulong PortWindowEnd = 0x1_0000;
 
     internal const int InterruptWires = 4;
+    private const int FirstChipsetDevice = 25;
 
     // Configuration
     private readonly PciDevice?[] _functions = new PciDevice?[256];
@@ -40,6 +41,7 @@ public sealed class PciHost : IIoDevice, IDeviceState
     private readonly Lock _lock = new();
     private readonly IIoDevice? _otherPorts;
     private readonly Ecam _ecam;
+    private readonly InterruptLine.Gsi[] _wires = new InterruptLine.Gsi[InterruptWires];
     private IDisposable? _ecamRegistration;
 
     // State
@@ -58,6 +60,16 @@ public sealed class PciHost : IIoDevice, IDeviceState
         Machine = machine;
         _otherPorts = otherPorts;
         _ecam = new Ecam(this);
+        for (var i = 0; i < InterruptWires; i++)
+        {
+            var wire = i;
+            var line = machine.GetInterruptLine(FirstInterrupt + i);
+            _wires[i] = new InterruptLine.Gsi(high =>
+            {
+                line.Set(high);
+                WireChanged?.Invoke(wire, high);
+            });
+        }
         machine.Ports.Map(this, BasePort, PortCount);
         Bridge = new PciHostBridge();
         Add(Bridge, new PciAddress(0));
@@ -80,6 +92,9 @@ public sealed class PciHost : IIoDevice, IDeviceState
 
     /// <inheritdoc/>
     public string StateName => "pci-host";
+
+    /// <summary>One of the four interrupt wires has changed its level. Raised in the order of the changes, on any thread.</summary>
+    internal event Action<int, bool>? WireChanged;
 
     internal VirtualMachine Machine { get; }
 
@@ -105,7 +120,7 @@ public sealed class PciHost : IIoDevice, IDeviceState
             {
                 throw new KvmSharpException(KvmSharpErrorCode.AlreadyExists, $"The PCI address {place} does not exist or is taken.");
             }
-            device.Attach(this, place, Machine.GetInterruptLine(FirstInterrupt + WireOf(place.Device)));
+            device.Attach(this, place, new InterruptLine(_wires[WireOf(place.Device)]));
             _functions[place.Index] = device;
             MarkMultiFunction(place.Device);
         }
@@ -237,8 +252,11 @@ public sealed class PciHost : IIoDevice, IDeviceState
         }
     }
 
-    /// <summary>The wire that pin A of a device leads to; PCI-to-PCI Bridge Architecture, "Interrupt Support".</summary>
-    internal static int WireOf(int device, int pin = 0) => (device + pin) % InterruptWires;
+    /// <summary>
+    /// The wire that a pin of a device leads to; PCI-to-PCI Bridge Architecture, "Interrupt Support". From device 25 on they are
+    /// a chipset's own: Intel ICH9, "Device 31 Interrupt Route Register" and those before it.
+    /// </summary>
+    internal static int WireOf(int device, int pin = 0) => (device < FirstChipsetDevice ? device + pin : pin) % InterruptWires;
 
     // Under the lock: the host bridge's register has changed.
     internal void MoveEcam(ulong? address, ulong size)

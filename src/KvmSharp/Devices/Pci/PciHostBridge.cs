@@ -15,6 +15,7 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
 
     private ulong _programmed;
     private ShadowMemory? _shadow;
+    private SystemManagementRam? _systemManagementRam;
 
     public override string StateName => "host-bridge";
 
@@ -34,6 +35,16 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
         Update();
     }
 
+    /// <summary>Adds the control of the memory of system management mode.</summary>
+    public void AddSystemManagementRam(SystemManagementRam ram)
+    {
+        _systemManagementRam = ram;
+        SystemManagementRam.Define(Config);
+    }
+
+    /// <summary>Loses what a reset loses about system management mode, so that firmware sets it up again.</summary>
+    public void ResetSystemManagement() => _systemManagementRam?.Reset(Config);
+
     protected override void OnAttached(VirtualMachine machine)
     {
         Config.DefineUInt32(EcamRegister, (uint)PciHost.DefaultEcamAddress | EcamEnable, unchecked((uint)EcamWritable) | 0x0c00_0000);
@@ -52,10 +63,18 @@ internal sealed class PciHostBridge() : PciDevice(new PciIdentity(0x8086, 0x29c0
         {
             UpdateShadow();
         }
+        if (offset <= SystemManagementRamRegisters.Control && SystemManagementRamRegisters.Control < offset + length)
+        {
+            _systemManagementRam?.ControlWritten(Config);
+        }
     }
 
     // The shadow memory loads what its registers say itself.
-    protected override void LoadDeviceState(StateReader reader) => Update();
+    protected override void LoadDeviceState(StateReader reader)
+    {
+        Update();
+        _systemManagementRam?.Load(Config);
+    }
 
     private void UpdateShadow()
     {
