@@ -30,6 +30,9 @@ public sealed partial class VirtualMachine
         }
     }
 
+    /// <summary>Called once, when the last vCPU thread is out and the machine is still there; it must not wait.</summary>
+    internal Action? Ended { get; init; }
+
     /// <summary>Whether vCPU threads should come out of the guest.</summary>
     internal bool Attention => _attention;
 
@@ -411,6 +414,7 @@ public sealed partial class VirtualMachine
         {
             SetClockPaused(true);
             _status = VirtualMachineStatus.Stopped;
+            Ended?.Invoke();
         }
         Monitor.PulseAll(_gate);
         _exited.TrySetResult(_exit!);

@@ -48,9 +48,10 @@ internal sealed class RunCommand : IDisposable
         TextWriter? trace = OpenTrace();
         var report = new RunReport();
         VmExit exit;
+        PcMachine? before = null;
         while (true)
         {
-            await using var machine = new PcMachine(machineOptions);
+            await using var machine = new PcMachine(machineOptions, before);
             if (_options.DebugExitPort is { } port)
             {
                 machine.VirtualMachine.Ports.Map(new IsaDebugExit(machine.VirtualMachine), port, 4);
@@ -65,6 +66,8 @@ internal sealed class RunCommand : IDisposable
             {
                 break;
             }
+
+            before = machine;
         }
 
         RestoreTerminal();

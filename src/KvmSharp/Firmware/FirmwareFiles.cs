@@ -12,6 +12,9 @@ internal static class FirmwareFiles
 {
     private const string TablesFile = "etc/acpi/tables";
     private const string RsdpFile = "etc/acpi/rsdp";
+    private const int ChecksumOffset = 9;
+    private const int RsdpChecksum = 8;
+    private const int RsdpExtendedChecksum = 32;
 
     /// <summary>The ranges of RAM. Entries as in the E820 map: address, length, kind.</summary>
     public static byte[] MemoryMap(ulong below4G, ulong above4G)
@@ -41,10 +44,25 @@ internal static class FirmwareFiles
     public static byte[] AddAcpi(FwCfg fwCfg, AcpiTableOptions options)
     {
         const int RsdpLength = 36;
-        var image = AcpiTables.Build(0, options);
+        var image = BuildAcpi(options);
         fwCfg.AddFile(RsdpFile, image[..RsdpLength]);
         fwCfg.AddFile(TablesFile, image);
         fwCfg.AddFile("etc/table-loader", BuildLoader(image));
+        return image;
+    }
+
+    /// <summary>
+    /// The tables with zeros for the checksums that the script completes: some firmware adds up what is there, other firmware
+    /// replaces it by what is missing from a sum that counts it.
+    /// </summary>
+    public static byte[] BuildAcpi(AcpiTableOptions options)
+    {
+        var image = AcpiTables.Build(0, options);
+        foreach (var (table, _, _) in FindPointers(image))
+        {
+            image[table + ChecksumOffset] = 0;
+        }
+        image[RsdpChecksum] = image[RsdpExtendedChecksum] = 0;
         return image;
     }
 
@@ -87,12 +105,12 @@ internal static class FirmwareFiles
         }
         foreach (var table in FindPointers(image).Select(p => p.Table).Distinct())
         {
-            Sum(TablesFile, table + 9, table, BinaryPrimitives.ReadInt32LittleEndian(image[(table + 4)..]));
+            Sum(TablesFile, table + ChecksumOffset, table, BinaryPrimitives.ReadInt32LittleEndian(image[(table + 4)..]));
         }
         Pointer(RsdpFile, 16, 4);
         Pointer(RsdpFile, 24, 8);
-        Sum(RsdpFile, 8, 0, 20);
-        Sum(RsdpFile, 32, 0, 36);
+        Sum(RsdpFile, RsdpChecksum, 0, 20);
+        Sum(RsdpFile, RsdpExtendedChecksum, 0, 36);
         return script.ToArray();
     }
 

@@ -61,7 +61,7 @@ public sealed partial class PcMachine
         {
             var options = AcpiOptions with { EcamAddress = (uint)FirmwareHoleStart, PciWindow = FirmwarePciWindow };
             var tables = FirmwareFiles.AddAcpi(fwCfg, options);
-            Pci!.Bridge.EcamMoved += address => AcpiTables.Build(0, options with { EcamAddress = (uint)address }).CopyTo(tables, 0);
+            Pci!.Bridge.EcamMoved += address => FirmwareFiles.BuildAcpi(options with { EcamAddress = (uint)address }).CopyTo(tables, 0);
         }
     }
 

@@ -36,6 +36,8 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     private readonly Uart16550?[] _serialPorts = new Uart16550?[4];
     private readonly PostCode _postCode = new();
     private readonly List<VirtioDevice> _virtioDevices = [];
+    private readonly Kept? _before;
+    private Kept? _kept;
     private GuestRam? _ram;
     private readonly List<(uint Address, int Gsi)> _virtioMmio = [];
 
@@ -45,20 +47,38 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     /// <exception cref="BootImageException">The kernel or the initial RAM disk cannot be loaded.</exception>
     /// <exception cref="UnsupportedFeatureException">The CPU model asks for a feature that the core does not have.</exception>
     public PcMachine(PcMachineOptions options)
+        : this(options, null)
+    {
+    }
+
+    /// <summary>Builds the machine again after a reset: the memory of the real-time clock keeps its content, and time goes on.</summary>
+    /// <param name="options">What is in it, normally what was in the machine before.</param>
+    /// <param name="before">
+    /// The machine that the guest has reset; it has ended and may be disposed of already. Null is power-on.
+    /// </param>
+    /// <exception cref="KvmSharpException">An option is invalid or the host lacks what it needs.</exception>
+    /// <exception cref="BootImageException">The kernel or the initial RAM disk cannot be loaded.</exception>
+    /// <exception cref="UnsupportedFeatureException">The CPU model asks for a feature that the core does not have.</exception>
+    public PcMachine(PcMachineOptions options, PcMachine? before)
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Validate();
         CheckHostMemory(options.MemorySize);
         Options = options;
+        _before = before?._kept;
         VirtualMachine = new VirtualMachine(new VirtualMachineOptions
         {
             Cpu = options.Cpu,
             Clock = options.Clock,
             Engine = options.Engine,
-            StartTime = options.StartTime,
+            // The host's time needs nobody to remember it.
+            StartTime = options.StartTime is null && options.Clock == ClockMode.Real ? null : _before?.Time ?? options.StartTime,
             SystemManagementMode = options.SystemManagementMode,
             VcpuCount = options.VcpuCount,
-        });
+        })
+        {
+            Ended = () => _kept = new Kept(VirtualMachine!.Clock.GetUtcNow(), _realTimeClock?.SaveBattery()),
+        };
         try
         {
             var below4G = LowMemoryEnd(options);
@@ -147,9 +167,10 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
     /// <returns>How the machine ended.</returns>
     public static async Task<VmExit> RunAsync(PcMachineOptions options, CancellationToken cancellationToken = default)
     {
+        PcMachine? before = null;
         while (true)
         {
-            await using var machine = new PcMachine(options);
+            await using var machine = new PcMachine(options, before);
             machine.Start();
             using var registration = cancellationToken.Register(() => machine.VirtualMachine.Stop());
             var exit = await machine.WaitForExitAsync().ConfigureAwait(false);
@@ -157,6 +178,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
             {
                 return exit;
             }
+            before = machine;
         }
     }
 
@@ -267,6 +289,9 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         var machine = VirtualMachine;
         var ports = machine.Ports;
         ports.Map(_postCode, PostCode.DefaultPort, 1);
+        ports.Map(new DmaController(1), DmaController.FirstBase, DmaController.RegisterCount);
+        ports.Map(new DmaController(2), DmaController.SecondBase, 2 * DmaController.RegisterCount);
+        ports.Map(new DmaPages(), DmaPages.BasePort, DmaPages.PortCount);
         var resetControl = new ResetControl(machine);
         if (Options.HasPci)
         {
@@ -282,6 +307,10 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         {
             var rtc = new CmosRtc(machine.Clock, machine.GetInterruptLine(RtcInterrupt), below4G, above4G);
             rtc.SetBootOrder([.. Options.BootOrder.Select(d => (byte)d)]);
+            if (_before?.Battery is { } battery)
+            {
+                rtc.LoadBattery(battery);
+            }
             ports.Map(rtc, CmosRtc.BasePort, CmosRtc.PortCount);
             _realTimeClock = rtc;
         }
@@ -442,4 +471,7 @@ public sealed partial class PcMachine : IDisposable, IAsyncDisposable
         Vga = Display is not null,
         VirtioMmio = _virtioMmio,
     };
+
+    /// <summary>What outlives a reset.</summary>
+    private sealed record Kept(DateTimeOffset Time, CmosRtc.Battery? Battery);
 }

@@ -25,6 +25,33 @@ public sealed class CmosRtcTests
     }
 
     [Fact]
+    public void BatteryKeepsMemoryAndTime()
+    {
+        Write(0x40, 0x5a);
+        Write(B, Hours24 | Binary | AlarmInterrupt | UpdateInterrupt);
+        Write(9, 30); // 2030
+        Write(6, 1); // a Sunday, whatever the calendar says
+        _clock.Advance(TimeSpan.FromSeconds(4));
+        var battery = _rtc.SaveBattery();
+        var clock = new ManualClock(new DateTimeOffset(2024, 3, 1, 12, 0, 0, TimeSpan.Zero));
+        var line = InterruptLine.NotConnected();
+        var other = new CmosRtc(clock.Clock, line, 64UL << 20);
+        byte ReadOther(byte index)
+        {
+            other.WriteByte(0, index);
+            return other.ReadByte(1);
+        }
+
+        other.LoadBattery(battery);
+        Assert.Equal(0x5a, ReadOther(0x40));
+        Assert.Equal(Hours24 | Binary, ReadOther(B));
+        Assert.Equal((30, 3, 2, 12), (ReadOther(9), ReadOther(8), ReadOther(7), ReadOther(4)));
+        Assert.Equal((0, 3), (ReadOther(0x34), ReadOther(0x35))); // 64 KiB units above 16 MiB: of this machine, not of the other
+        clock.Advance(TimeSpan.FromSeconds(5));
+        Assert.False(line.IsHigh);
+    }
+
+    [Fact]
     public void AlarmIsToldOnceUntilItIsTaken()
     {
         var alarms = 0;

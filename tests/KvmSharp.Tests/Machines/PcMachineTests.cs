@@ -184,6 +184,36 @@ public sealed class PcMachineTests
         Assert.Equal(VmExitKind.Stopped, (await run.WaitAsync(Limit)).Kind);
     }
 
+    [Theory]
+    [InlineData(ClockMode.Real)]
+    [InlineData(ClockMode.Virtual)]
+    public async Task ClockGoesOnThroughAReset(ClockMode clock)
+    {
+        var start = new DateTimeOffset(2031, 5, 6, 7, 8, 9, TimeSpan.Zero);
+        var options = new PcMachineOptions { MemorySize = 2 << 20, Clock = clock, StartTime = start };
+        PcMachine first;
+        await using (first = new PcMachine(options))
+        {
+            // mov al, 0x40; out 0x70, al; mov al, 0x77; out 0x71, al; mov ecx, 1000000; loop $; mov al, 1; out 0x92, al
+            byte[] code = [0xb0, 0x40, 0xe6, 0x70, 0xb0, 0x77, 0xe6, 0x71, 0xb9, 0x40, 0x42, 0x0f, 0x00, 0xe2, 0xfe, 0xb0, 0x01, 0xe6, 0x92, 0xeb, 0xfe];
+            FlatLoader.Load(first.VirtualMachine.Memory, first.VirtualMachine.Vcpus[0], BootImage.FromBytes(code), 0x10000);
+            first.Start();
+            Assert.Equal(VmExitKind.Reset, (await first.WaitForExitAsync().WaitAsync(Limit)).Kind);
+        }
+        await using var second = new PcMachine(options, first);
+        var after = second.VirtualMachine.Clock.StartTime - start;
+        Assert.InRange(after.TotalMilliseconds, clock == ClockMode.Virtual ? 1 : 0.01, 20_000);
+        var data = new byte[1];
+        second.VirtualMachine.Ports.Write(0x70, [0x40]);
+        second.VirtualMachine.Ports.Read(0x71, data);
+        Assert.Equal(0x77, data[0]);
+        await using var powerOn = new PcMachine(options);
+        Assert.Equal(start, powerOn.VirtualMachine.Clock.StartTime);
+        powerOn.VirtualMachine.Ports.Write(0x70, [0x40]);
+        powerOn.VirtualMachine.Ports.Read(0x71, data);
+        Assert.Equal(0, data[0]);
+    }
+
     [Fact]
     public void PciBusIsThereUnlessLeftOut()
     {

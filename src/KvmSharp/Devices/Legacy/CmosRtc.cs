@@ -174,6 +174,41 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
         }
     }
 
+    /// <summary>What the battery keeps through a reset: the memory, and how far the guest has set the clock.</summary>
+    internal Battery SaveBattery()
+    {
+        lock (_lock)
+        {
+            var now = _clock.Nanoseconds;
+            Advance(now);
+            return new Battery([.. _registers], CurrentSecond(now) - NominalSecond(now), _weekdayShift);
+        }
+    }
+
+    /// <summary>Goes on from what the battery has kept, as firmware leaves it: time runs, no interrupt is asked for. Before the start.</summary>
+    /// <param name="battery">What <see cref="SaveBattery"/> gave.</param>
+    internal void LoadBattery(Battery battery)
+    {
+        const Control Kept = Control.DaylightSavings | Control.Hours24 | Control.Binary;
+        lock (_lock)
+        {
+            for (var i = 0; i < RegisterCount; i++)
+            {
+                _registers[i] = i switch
+                {
+                    RegisterA or (>= BaseMemory and < BaseMemory + 4) or (>= ExtendedMemoryFound and < ExtendedMemoryFound + 2)
+                        or (>= MemoryAbove16M and < MemoryAbove16M + 2) or (>= MemoryAbove4G and < MemoryAbove4G + 3)
+                        or BootFlags or BootOrder => _registers[i],
+                    RegisterB => (byte)((Control)battery.Memory[i] & Kept),
+                    _ => battery.Memory[i],
+                };
+            }
+            _offset += battery.SecondsAhead;
+            _weekdayShift = battery.WeekdayShift;
+            _seenSecond = CurrentSecond(_clock.Nanoseconds);
+        }
+    }
+
     private bool AlarmRequested => ((byte)_flags & (byte)ControlBits & (byte)Flag.Alarm) != 0;
 
     private bool InterruptRequested => ((byte)_flags & (byte)ControlBits & (byte)(Flag.Update | Flag.Alarm | Flag.Periodic)) != 0;
@@ -259,6 +294,10 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
     private ulong Elapsed(ulong now) => now + _phase;
 
     private ulong Fraction(ulong now) => Elapsed(now) % Second;
+
+    // What the clock would tell if nobody had set it.
+    private long NominalSecond(ulong now) =>
+        (_clock.StartTime.UtcTicks - DateTimeOffset.UnixEpoch.UtcTicks + (long)(now / 100)) / TimeSpan.TicksPerSecond;
 
     private long CurrentSecond(ulong now) => _offset + (long)(Elapsed(now) / Second);
 
@@ -478,4 +517,10 @@ public sealed partial class CmosRtc : IIoDevice, IDeviceState
         var month = m < 10 ? m + 3 : m - 9;
         return (month <= 2 ? year + 1 : year, month, dayOfYear - (153 * m + 2) / 5 + 1);
     }
+
+    /// <summary>What outlives a reset.</summary>
+    /// <param name="Memory">All registers.</param>
+    /// <param name="SecondsAhead">How far the clock is ahead of the machine's.</param>
+    /// <param name="WeekdayShift">How far the day of the week is ahead of the calendar's.</param>
+    internal sealed record Battery(byte[] Memory, long SecondsAhead, int WeekdayShift);
 }
