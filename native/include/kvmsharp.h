@@ -339,7 +339,10 @@ enum {
 KVS_API int32_t kvs_vm_create(const struct kvs_vm_config *config, struct kvs_vm **vm); /* any */
 KVS_API void kvs_vm_destroy(struct kvs_vm *vm); /* any; freed when its last vCPU is destroyed too */
 
-/* Guest RAM, reference counted; slots and host views hold references. any */
+/*
+ * Guest RAM, reference counted; slots and host views hold references. Two VMs may share it as data: of code that one of
+ * them runs from there, the other's stores drop nothing. any
+ */
 KVS_API int32_t kvs_ram_create(uint64_t size, struct kvs_ram **ram);
 KVS_API void kvs_ram_acquire(struct kvs_ram *ram);
 KVS_API void kvs_ram_release(struct kvs_ram *ram);
@@ -411,7 +414,8 @@ KVS_API void kvs_doorbell_destroy(struct kvs_doorbell *doorbell); /* any; after 
 
 /*
  * Quiesces: returns when no vCPU is inside guest code. They stay outside until kvs_vm_resume;
- * kvs_vcpu_run calls block there meanwhile (and still obey kick and immediate_exit). any
+ * kvs_vcpu_run calls block there meanwhile (and still obey kick and immediate_exit, but for one in the middle of
+ * an instruction that stops the other vCPUs itself: it obeys after kvs_vm_resume). any
  */
 KVS_API int32_t kvs_vm_quiesce(struct kvs_vm *vm);
 KVS_API int32_t kvs_vm_resume(struct kvs_vm *vm);

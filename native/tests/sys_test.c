@@ -711,6 +711,36 @@ static void test_code_moves(bool small_pages, bool evicted)
     CHECK_EQ(c->gpr[RAX], 2);
 }
 
+/* No host instruction ever locks across cache lines, which stalls or is refused: such operands take the way around. */
+static void test_split_locks(void)
+{
+    static const struct { const char *bytes; uint32_t length; } forms[] = {
+        { "\xf0\xff\x07", 3 },             /* lock inc dword [rdi] */
+        { "\xf0\x48\x01\x07", 4 },         /* lock add [rdi], rax */
+        { "\x48\x87\x07", 3 },             /* xchg [rdi], rax */
+        { "\xf0\x48\x0f\xb1\x07", 5 },     /* lock cmpxchg [rdi], rax */
+        { "\xf0\x0f\xc1\x07", 4 },         /* lock xadd [rdi], eax */
+        { "\xf0\x0f\xba\x2f\x03", 5 },     /* lock bts dword [rdi], 3 */
+    };
+    for (uint32_t n = 0; n < ARRAY_SIZE(forms); n++) {
+        uint8_t code[16] = { 0xb9, 40, 0, 0, 0 }; /* mov ecx, 40 */
+        uint32_t end = 5 + forms[n].length;
+        memcpy(code + 5, forms[n].bytes, forms[n].length);
+        memcpy(code + end, "\xff\xc9\x75", 3); /* dec ecx; jnz */
+        code[end + 3] = (uint8_t)-(forms[n].length + 4);
+        memcpy(code + end + 4, "\xeb\xfe", 2);
+        be_long(0);
+        memcpy(ram + CODE, code, sizeof code);
+        for (uint32_t split = 0; split < 2; split++) {
+            c->gpr[RDI] = DATA + (split ? 62 : 64);
+            run_at(CODE, 200); /* translated, and in the soft TLB */
+            c->rmw.la = 0;
+            run_at(CODE, 200);
+            CHECK(c->rmw.la == c->gpr[RDI] || !split, "form %u", n);
+        }
+    }
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
@@ -724,6 +754,7 @@ int main(void)
     test_ports();
     test_flags();
     test_rest();
+    test_split_locks();
     test_without_hardware();
     machine_destroy();
     return checks_report();

@@ -22,6 +22,9 @@ static uint32_t alu_number(uint32_t op)
     }
 }
 
+/* A host atomic only inside a cache line, as in tier 0 (mmu/span.c): what is not aligned goes there. */
+static uint32_t lock_alignment(const struct tinsn *x) { return x->d.lock || x->d.op == OP_xchg ? x->w - 1u : 0; }
+
 static uint32_t reg_bit(uint32_t n, uint32_t w) { return n == INSN_MEM ? 0 : 1u << gpr_number(n, w); }
 
 static void alu_recipe(struct tinsn *x)
@@ -185,7 +188,7 @@ static void alu(struct trans *t, uint32_t k)
     bool writes = x->d.op != OP_cmp && !test;
     uint32_t opc = move ? 0x89 : test ? 0x85 : n << 3 | 1; /* r/m, r */
     if (s->dst == INSN_MEM) {
-        struct rm m = access_of(t, k, writes ? TLB_W : TLB_R, w, 0);
+        struct rm m = access_of(t, k, writes ? TLB_W : TLB_R, w, lock_alignment(x));
         if (x->reads) flags_to_host(t, t->free);
         if (imm && !move && !test) {
             emit_imm_alu(e, w, lock, n, m, x->d.imm);
@@ -247,7 +250,7 @@ static struct rm modify(struct trans *t, uint32_t k, struct dest *d)
     const struct tinsn *x = &t->t[k];
     struct rm m;
     if (x->s->dst == INSN_MEM) {
-        m = access_of(t, k, TLB_W, x->w, 0);
+        m = access_of(t, k, TLB_W, x->w, lock_alignment(x));
         d->reload = H_NONE;
         d->back = false;
         if (x->reads) flags_to_host(t, t->free);
@@ -342,7 +345,7 @@ static void exchange(struct trans *t, uint32_t k)
     const struct tinsn *x = &t->t[k];
     const struct kvs_insn *s = x->s;
     if (s->dst == INSN_MEM || s->src == INSN_MEM) {
-        struct rm m = access_of(t, k, TLB_W, x->w, 0);
+        struct rm m = access_of(t, k, TLB_W, x->w, lock_alignment(x));
         struct dest d = gpr_open(t, s->dst == INSN_MEM ? s->src : s->dst, x->w, true, true, t->free);
         e_op(e, opc_w(0x87, x->w), d.m.reg, m);
         gpr_close(t, d);
@@ -359,7 +362,7 @@ static void exchange_add(struct trans *t, uint32_t k)
 {
     const struct tinsn *x = &t->t[k];
     uint32_t lock = x->d.lock ? OPC_LOCK : 0;
-    struct rm m = access_of(t, k, TLB_W, x->w, 0);
+    struct rm m = access_of(t, k, TLB_W, x->w, lock_alignment(x));
     if (x->d.op == OP_xadd) {
         struct dest d = gpr_open(t, x->s->src, x->w, true, true, t->free);
         e_op(&t->e, opc_w(0xc1, x->w) | OPC_0F | lock, d.m.reg, m);
@@ -413,7 +416,7 @@ static void bits(struct trans *t, uint32_t k)
     struct dest d = { 0 };
     struct rm m;
     if (x->s->dst == INSN_MEM) {
-        m = access_of(t, k, n == 4 ? TLB_R : TLB_W, x->w, 0);
+        m = access_of(t, k, n == 4 ? TLB_R : TLB_W, x->w, lock_alignment(x));
         if (x->reads) flags_to_host(t, t->free);
     } else {
         if (x->reads) flags_to_host(t, H_R12);
