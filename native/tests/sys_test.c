@@ -741,6 +741,28 @@ static void test_split_locks(void)
     }
 }
 
+/* Returns to addresses that only an attacker has on the stack, without a call before them. */
+static void test_odd_returns(void)
+{
+    static const uint64_t addresses[] = { BIT(63), BIT(63) | 1, BIT(47), ~BIT(63), 0 };
+    for (uint32_t n = 0; n < ARRAY_SIZE(addresses); n++) {
+        uint8_t code[] = { 0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0xc3 }; /* mov rax, imm64; push rax; ret */
+        be_long(0);
+        st64(code + 2, addresses[n]);
+        memcpy(ram + CODE, code, sizeof code);
+        memcpy(ram, "\xeb\xfe", 2);
+        run_at(CODE, 60);
+        CHECK_EQ(c->run->exit_reason, KVS_EXIT_INSN_LIMIT);
+        if (!addresses[n]) {
+            CHECK_EQ(c->rip, 0);
+            continue;
+        }
+        CHECK(c->rip > HANDLERS + 16 * EXC_GP && c->rip < HANDLERS + 16 * EXC_GP + 64, "address %u, rip %llx", n, (unsigned long long)c->rip);
+        CHECK_EQ(stack64(0), 0);
+        CHECK_EQ(stack64(1), CODE + 11);
+    }
+}
+
 int main(void)
 {
     if (!machine_create(KVS_CLOCK_REAL)) return 2;
@@ -755,6 +777,7 @@ int main(void)
     test_flags();
     test_rest();
     test_split_locks();
+    test_odd_returns();
     test_without_hardware();
     machine_destroy();
     return checks_report();

@@ -118,12 +118,12 @@ static const uint8_t saved[] = { H_RBX, H_RBP, H_R12, H_R13, H_R14, H_R15 };
 /*
  * The host's stack holds a pair for each guest call that host code made and that has not returned: the
  * guest's return address and, below, the host's. A return that finds its guest address there is a host
- * return, which the processor predicts. Below all is an address that no guest returns to. Whatever
- * leaves host code gives the pairs up, so that none outlives a change of mappings, modes or code.
+ * return, which the processor predicts. Below all is a pair of address 0 and a thunk that looks up where
+ * such a return goes: a guest can have any value on its stack. Whatever leaves host code gives the pairs up,
+ * so that none outlives a change of mappings, modes or code.
  */
 #define PAIRS_SIZE 32768
-#define NO_RETURN BIT(63) /* not canonical */
-static void prologue(struct emit *e)
+static void prologue(struct emit *e, const uint8_t *unpair)
 {
     for (uint32_t n = 0; n < ARRAY_SIZE(saved); n++) e_op(e, 0xff, 6, rm_reg(saved[n]));
     e_mov(e, H_CPU, H_RDI);
@@ -131,8 +131,9 @@ static void prologue(struct emit *e)
     e_store(e, 8, CPU(host_sp), H_RSP);
     e_lea(e, H_R12, rm_mem(H_RSP, -PAIRS_SIZE));
     e_store(e, 8, CPU(host_sp_low), H_R12);
-    e_mov_imm(e, H_R12, NO_RETURN);
+    e_mov_imm(e, H_R12, 0);
     e_op(e, 0xff, 6, rm_reg(H_R12));
+    e_mov_imm(e, H_R12, (uint64_t)(uintptr_t)unpair);
     e_op(e, 0xff, 6, rm_reg(H_R12));
 }
 
@@ -141,16 +142,21 @@ int jit_make_thunks(struct kvs_vcpu *c)
     struct jit *j = c->jit;
     struct emit e = { j->rw, j->rw + JIT_CODE_SIZE, false };
 #define HERE() (j->rx + (e.p - j->rw))
+    /* A return that does not belong to the last call: pairs are given up. */
+    j->unpair = HERE();
+    e_load(&e, 8, H_RSP, CPU(host_sp));
+    e_lea(&e, H_RSP, rm_mem(H_RSP, -16));
+    uint8_t *to_dispatch = e_jmp(&e);
     /* From tier 0 into a block; called as a handler with i = b->insn. */
     j->enter = HERE();
-    prologue(&e);
+    prologue(&e, j->unpair);
     e_load(&e, 8, H_R12, rm_mem(H_RSI, (int32_t)offsetof(struct block, jit_entry) - (int32_t)offsetof(struct block, insn)));
     load_registers(&e);
     e_op(&e, 0xff, 4, rm_reg(H_R12));
     /* Back from a tier-0 handler, in the middle of a block: i->imm is the host address. */
     for (int simd = 0; simd < 2; simd++) {
         *(simd ? &j->resume_simd : &j->resume) = HERE();
-        prologue(&e);
+        prologue(&e, j->unpair);
         e_load(&e, 8, H_R12, rm_mem(H_RSI, offsetof(struct kvs_insn, imm)));
         load_registers(&e);
         if (simd) vectors_load(&e);
@@ -232,6 +238,7 @@ int jit_make_thunks(struct kvs_vcpu *c)
     /* To the block at linear address RCX, through the jump cache. */
     _Static_assert(sizeof(struct jc_entry) == 32 && JC_BITS == 12 && PAGE_SHIFT == 12, "the thunk knows the jump cache");
     j->dispatch = HERE();
+    e_land(&e, to_dispatch);
     e_mov(&e, H_R12, H_RCX);
     e_op(&e, 0xc1 | OPC_W, 5, rm_reg(H_R12));
     e8(&e, JC_BITS);
@@ -257,11 +264,6 @@ int jit_make_thunks(struct kvs_vcpu *c)
     e_store(&e, 8, CPU(rip), H_RCX);
     e_mov_imm(&e, H_RCX, 0); /* record 0 */
     e_jmp_to(&e, j->rw + (j->out - j->rx));
-    /* A return that does not belong to the last call: pairs are given up. */
-    j->unpair = HERE();
-    e_load(&e, 8, H_RSP, CPU(host_sp));
-    e_lea(&e, H_RSP, rm_mem(H_RSP, -16));
-    e_jmp_to(&e, j->rw + (j->dispatch - j->rx));
 #undef HERE
     j->pool[0] = (struct kvs_insn){ .fn = jit_dispatch_miss };
     j->pool_used = 1;
