@@ -257,7 +257,7 @@ public sealed class MultibootTests : IDisposable
     public void DamageAnywhereInTheHeadersIsHarmless()
     {
         var random = new Random(5);
-        for (var i = 0; i < 400; i++)
+        for (var i = 0; i < 2000; i++)
         {
             var isElf = i % 2 == 0;
             var image = isElf ? Elf32() : Flat();

@@ -72,8 +72,9 @@ public sealed class VirtioBalloon : VirtioDevice
     private const int StatisticValue = 2;
     private const int StatisticsMax = 64;
 
-    // A driver names 256 pages at a time; one that names this many more breaks the rules of reason.
-    private const int PagesMax = 1 << 16;
+    // Drivers name 256 or 1024 pages at a time. Each can cost the host a system call, so more would take too long in one go.
+    private const int PagesMax = 1024;
+    private const int PagesBudget = PagesMax * sizeof(uint);
 
     // Wiring
     private readonly VirtqueueChain _chain = new();
@@ -182,7 +183,7 @@ public sealed class VirtioBalloon : VirtioDevice
 
     private protected override bool Serve()
     {
-        var more = ServeQueue(Queues[InflateQueue], _chain, Inflate);
+        var more = ServeQueue(Queues[InflateQueue], _chain, Inflate, PagesBudget);
         more |= ServeQueue(Queues[DeflateQueue], _chain, _ => 0); // pages come back when they are touched
         if (HasFeature(FeatureStatistics))
         {

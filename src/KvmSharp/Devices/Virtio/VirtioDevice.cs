@@ -299,8 +299,10 @@ public abstract class VirtioDevice : IDisposable
     /// <param name="queue">The queue.</param>
     /// <param name="chain">Where chains go.</param>
     /// <param name="serve">Does a chain's work; returns how many bytes it wrote.</param>
+    /// <param name="byteBudget">After how many bytes no further chain is begun.</param>
     /// <returns>Whether chains are left.</returns>
-    private protected static bool ServeQueue(Virtqueue queue, VirtqueueChain chain, Func<VirtqueueChain, uint> serve)
+    private protected static bool ServeQueue(
+        Virtqueue queue, VirtqueueChain chain, Func<VirtqueueChain, uint> serve, ulong byteBudget = ByteBudget)
     {
         var requests = 0;
         ulong bytes = 0;
@@ -309,7 +311,7 @@ public abstract class VirtioDevice : IDisposable
         {
             while (queue.HasAvailable())
             {
-                if (requests++ >= RequestBudget || bytes >= ByteBudget)
+                if (requests++ >= RequestBudget || bytes >= byteBudget)
                 {
                     return true;
                 }

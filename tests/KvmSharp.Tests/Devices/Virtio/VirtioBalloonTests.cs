@@ -95,7 +95,7 @@ public sealed class VirtioBalloonTests
     public void RequestsBeyondReasonNeedAReset()
     {
         using var driver = Start();
-        driver.Rings[0].Add(new Buffer(0x90_0000, 0x4_0004, false));
+        driver.Rings[0].Add(new Buffer(0x90_0000, 0x1004, false));
         driver.Rings[0].Notify();
         Assert.True(driver.NeedsReset);
     }
