@@ -330,7 +330,7 @@ struct kvs_vm_config {
     uint32_t jit_threshold; /* executions of a block before it is translated; 0: the default */
 };
 enum {
-    KVS_ENGINE_AUTO = 0,        /* the interpreter */
+    KVS_ENGINE_AUTO = 0,        /* KVS_ENGINE_JIT where the host lets it, else the interpreter */
     KVS_ENGINE_INTERPRETER = 1,
     KVS_ENGINE_JIT = 2,         /* hot code as host code; -KVS_ENOTSUP from kvs_vcpu_create without executable memory */
 };

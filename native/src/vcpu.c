@@ -190,7 +190,10 @@ int vcpu_create(struct kvs_vm *vm, uint32_t id, struct kvs_vcpu **out)
     cpuid_supported(NULL, &count);
     c->cpuid = calloc(count ? count : 1, sizeof *c->cpuid);
     int rc = c->run && c->tlb_classes && c->step_block && c->cpuid ? block_cache_create(c) : -KVS_ENOMEM;
-    if (rc == KVS_OK && vm->config.engine == KVS_ENGINE_JIT) rc = jit_create(c, vm->config.jit_threshold ? vm->config.jit_threshold : 32);
+    if (rc == KVS_OK && vm->config.engine != KVS_ENGINE_INTERPRETER) {
+        rc = jit_create(c, vm->config.jit_threshold ? vm->config.jit_threshold : 32);
+        if (rc == -KVS_ENOTSUP && vm->config.engine == KVS_ENGINE_AUTO) rc = KVS_OK;
+    }
     if (rc == KVS_OK && vm->irqchip) rc = lapic_create(c);
     if (rc != KVS_OK) {
         vcpu_free(c);

@@ -15,7 +15,7 @@ public enum ClockMode
 /// <summary>How guest code is executed. What a guest sees is the same with every engine.</summary>
 public enum ExecutionEngine
 {
-    /// <summary>The engine that suits this host: at present the interpreter.</summary>
+    /// <summary>The translator (<see cref="Jit"/>) where the host lets a process map executable memory, else the interpreter.</summary>
     Auto = 0,
     /// <summary>Decoded instructions, one after another. Works on every host.</summary>
     Interpreter = 1,

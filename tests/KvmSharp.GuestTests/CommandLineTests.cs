@@ -59,8 +59,10 @@ public sealed class CommandLineTests : IDisposable
     public async Task SignalEndsARunningGuest(string signal, int status)
     {
         string file = _directory.File("debug");
+        // A shell that started the tests in the background has them ignore SIGINT.
         using var kvmsharp = new InteractiveProgram(
-            TestPaths.CommandLineProgram, ["run", "--kernel", TestPaths.Guest("spin.elf"), "--serial", "off", "--debugcon", file]);
+            "env",
+            [$"--default-signal={signal}", TestPaths.CommandLineProgram, "run", "--kernel", TestPaths.Guest("spin.elf"), "--serial", "off", "--debugcon", file]);
         await WaitForTextAsync(file, "spinning");
         await CommandRunner.RunAsync("kill", [$"-{signal}", $"{kvmsharp.Id}"]);
         CommandResult result = await kvmsharp.WaitAsync(TimeSpan.FromSeconds(60));

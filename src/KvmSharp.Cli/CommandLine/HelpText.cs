@@ -41,7 +41,7 @@ internal static class HelpText
                                  a network card behind the host's own sockets; hostfwd and allow as often as
                                  needed; allow and restrict: the guest reaches only what is allowed
           --clock real|virtual   virtual: time is counted in instructions; runs are identical
-          --engine auto|interpreter|jit    jit: translate hot code to host code
+          --engine auto|interpreter|jit    jit: translate hot code to host code; auto: where the host lets it
           --no-pci               no PCI bus, unless a device needs one
           --no-reboot            a reset by the guest ends the run
           --trace stderr|FILE[,regs][,count=N]      every executed instruction, with registers on request

@@ -1,6 +1,6 @@
 namespace KvmSharp.GuestTests.Support;
 
-/// <summary>The engine of guests whose test does not choose one: KVMSHARP_ENGINE=jit runs them on the translator.</summary>
+/// <summary>The engine of guests whose test does not choose one: KVMSHARP_ENGINE=interpreter runs them on the interpreter alone.</summary>
 internal static class TestEngine
 {
     public static ExecutionEngine Value => Environment.GetEnvironmentVariable("KVMSHARP_ENGINE") switch
