@@ -60,9 +60,13 @@ public sealed class VmClock : TimeProvider
         return timer;
     }
 
-    /// <summary>Calls back every timer whose deadline has passed, in the order of deadlines, and arms the next.</summary>
+    /// <summary>
+    /// Calls back every timer whose deadline has passed, in the order of deadlines, and arms the next. What the callbacks
+    /// arm for now comes at the next call, so that each call ends and the vCPU can be paused in between.
+    /// </summary>
     internal void RunDueTimers()
     {
+        int due;
         lock (_lock)
         {
             if (_dispatching)
@@ -70,10 +74,12 @@ public sealed class VmClock : TimeProvider
                 return;
             }
             _dispatching = true;
+            var now = Nanoseconds;
+            due = _armed.TakeWhile(timer => timer.Deadline <= now).Count();
         }
         try
         {
-            while (TakeDue() is { } timer)
+            while (due-- > 0 && TakeDue() is { } timer)
             {
                 timer.Callback();
             }

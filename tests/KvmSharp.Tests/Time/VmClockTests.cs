@@ -42,6 +42,24 @@ public sealed class VmClockTests
     }
 
     [Fact]
+    public void TimerThatIsDueAgainAtOnceComesAtTheNextCall()
+    {
+        var count = 0;
+        VmTimer? timer = null;
+        timer = _manual.Clock.CreateTimer(() =>
+        {
+            count++;
+            timer!.Arm(_manual.Now);
+        });
+        timer.Arm(_manual.Now);
+        _manual.Clock.RunDueTimers();
+        Assert.Equal(1, count);
+        Assert.Equal(_manual.Now, _manual.Deadline);
+        _manual.Clock.RunDueTimers();
+        Assert.Equal(2, count);
+    }
+
+    [Fact]
     public void WorksAsTimeProvider()
     {
         TimeProvider provider = _manual.Clock;

@@ -44,6 +44,11 @@ internal sealed class PortForwarder(NatStack stack)
         var end = (IPEndPoint)socket.LocalEndPoint!;
         lock (stack.Gate)
         {
+            if (stack.IsDisposed)
+            {
+                socket.Dispose();
+                throw new ObjectDisposedException(nameof(UserNetwork));
+            }
             _listeners.Add(socket);
             if (!isTcp)
             {
