@@ -88,7 +88,7 @@ static void hide(uint32_t leaf, uint32_t reg, uint32_t bit)
 
 static void test_hidden(void)
 {
-    static const struct { uint32_t leaf, reg, bit; const char *bytes; } rows[] = {
+    static const struct { uint32_t leaf, reg, bit; char bytes[8]; } rows[] = {
         { 7, 1, 3, ANDN }, { 1, 2, 28, VADDPS }, { 7, 1, 5, "\xc5\xfd\xfe\xc1" /* vpaddd ymm0,ymm0,ymm1 */ },
         { 1, 2, 12, "\xc4\xe2\x79\x98\xc1" /* vfmadd132ps */ }, { 1, 2, 29, "\xc4\xe2\x79\x13\xc1" /* vcvtph2ps */ },
         { 7, 2, 9, "\xc4\xe2\x7d\xdc\xc1" /* vaesenc ymm */ }, { 1, 2, 25, "\x66\x0f\x38\xdc\xc1" /* aesenc */ },

@@ -91,7 +91,7 @@ int op_dispatch(OPARGS)
 }
 
 /* SDM 2A "Jcc", "JMP", "CALL": EIP is cut to the operand size, whatever the code size. */
-static inline uint64_t branch_target(const struct kvs_vcpu *c, const struct kvs_insn *i)
+static ALWAYS_INLINE uint64_t branch_target(const struct kvs_vcpu *c, const struct kvs_insn *i)
 {
     uint64_t rip = c->gpr[GPR_RIPBASE] + (uint64_t)((int64_t)i->off + i->len + i->disp);
     return is_code64(c) ? rip : INSN_OSIZE(i) == 2 ? (uint16_t)rip : (uint32_t)rip;
